@@ -1,0 +1,228 @@
+"""Checkpoints that count only when whole: a folder of safetensors and JSON with a hash of each file.
+
+``files.json`` is written last and names every other file with its sha256.  Without it, or with a file that does
+not match, the folder is no checkpoint.  Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bts_dist.config import Config
+from bts_dist.optim import Ema
+from shards.errors import InputError
+from shards.store import MissingObject, ObjectStore
+
+FOLDER = "checkpoints"
+FILES = "files.json"
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class Progress:
+    """How far training has come, and what it has seen on the way: the JSON half of the state."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished optimizer steps: the position in training."""
+    val_dice: list[float] = field(default_factory=list)
+    """``val/dice/patient`` of each finished epoch."""
+    best: str | None = None
+    """Name of the checkpoint with the highest validation score."""
+    threshold: float = 0.5
+    """Probability threshold chosen on the validation patients for these weights."""
+    data_id: str = ""
+    patients: list[str] = field(default_factory=list)
+    """Patients trained or chosen on; none of them may ever be scored."""
+    wandb_id: str | None = None
+
+
+@dataclass
+class TrainState:
+    """All that must survive a restart, and nothing else."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    progress: Progress
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(state: TrainState, config: Config, folder: Path) -> None:
+    """Write a complete checkpoint into the empty ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
+    if state.ema is not None:
+        save_file(_contiguous(state.ema.weights), folder / "ema.safetensors")
+    tensors, scalars = _flatten_optimizer(state.optimizer)
+    save_file(tensors, folder / "optim.safetensors")
+    updates = state.ema.num_updates if state.ema is not None else 0
+    record = {"progress": asdict(state.progress), "ema_updates": updates, "optimizer": scalars}
+    (folder / "state.json").write_text(json.dumps(record, indent=1))
+    (folder / "config.json").write_text(config.model_dump_json(indent=1))
+    hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    (folder / FILES).write_text(json.dumps(hashes, indent=1))
+
+
+def load(state: TrainState, folder: Path) -> None:
+    """Restore ``state`` in place from a checkpoint folder that ``check`` accepts.
+
+    Raises:
+        InputError: the weights belong to another architecture.
+    """
+    record = json.loads((folder / "state.json").read_text())
+    load_weights(state.model, folder / "model.safetensors")
+    if state.ema is not None:
+        if not (folder / "ema.safetensors").is_file():
+            raise InputError(f"{folder} has no moving average; resume with --set optim.ema=null")
+        state.ema.weights = {
+            k: v.to(state.ema.weights[k].device) for k, v in load_file(folder / "ema.safetensors").items()
+        }
+        state.ema.num_updates = record["ema_updates"]
+    _restore_optimizer(state.optimizer, load_file(folder / "optim.safetensors"), record["optimizer"])
+    state.progress = Progress(**record["progress"])
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file into ``model``.
+
+    Raises:
+        InputError: names or shapes differ from the model's.
+    """
+    weights = load_file(path)
+    wanted = model.state_dict()
+    differing = [k for k in wanted.keys() | weights.keys() if _shape(wanted, k) != _shape(weights, k)]
+    if differing:
+        first = sorted(differing)[0]
+        raise InputError(
+            f"{path}: {len(differing)} tensors do not fit the configured model, first {first}: "
+            f"{_shape(weights, first)} in the file, {_shape(wanted, first)} in the model; check the model section"
+        )
+    model.load_state_dict(weights)
+
+
+def read_progress(folder: Path) -> Progress:
+    return Progress(**json.loads((folder / "state.json").read_text())["progress"])
+
+
+def read_config(folder: Path) -> Config:
+    return Config.model_validate_json((folder / "config.json").read_text())
+
+
+def check(folder: Path) -> None:
+    """Raise ``ValueError`` saying why ``folder`` is not a whole checkpoint."""
+    if not (folder / FILES).is_file():
+        raise ValueError(f"no {FILES}: it was never finished")
+    for name, sha256 in json.loads((folder / FILES).read_text()).items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _sha256(folder / name) != sha256:
+            raise ValueError(f"{name} does not match its sha256")
+
+
+def publish(folder: Path, run: ObjectStore, name: str) -> None:
+    """Copy a checkpoint folder to the run's store, the file that makes it count last.
+
+    Raises:
+        OSError: what arrived is not what was sent.
+    """
+    files = sorted((p for p in folder.iterdir()), key=lambda p: p.name == FILES)
+    for path in files:
+        if path.name == FILES:
+            sent = {f"{FOLDER}/{name}/{p.name}": p.stat().st_size for p in files[:-1]}
+            arrived = {e.key: e.size for e in run.list(f"{FOLDER}/{name}/")}
+            short = [key for key, size in sent.items() if arrived.get(key) != size]
+            if short:
+                raise OSError(f"{run.uri}: {short[0]} did not arrive whole; the checkpoint was not published")
+        run.put(f"{FOLDER}/{name}/{path.name}", path)
+
+
+def names(run: ObjectStore) -> list[str]:
+    """Names of the checkpoints in a run, whole or not, newest first."""
+    return sorted({e.key.split("/")[1] for e in run.list(f"{FOLDER}/")}, reverse=True)
+
+
+def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
+    """Copy one checkpoint to ``dest`` and check it there.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    dest.mkdir(parents=True, exist_ok=True)
+    prefix = f"{FOLDER}/{name}/"
+    try:
+        listed = json.loads(run.get(prefix + FILES))
+        for file in [*listed, FILES]:
+            (dest / file).write_bytes(run.get(prefix + file))
+    except MissingObject as error:
+        raise ValueError(f"{error} is missing") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{FILES} is damaged") from error
+    check(dest)
+    return dest
+
+
+def fetch_newest(run: ObjectStore, dest: Path, note: Note) -> Path | None:
+    """The newest checkpoint that is whole, saying which ones were passed over; None when there is none."""
+    for name in names(run):
+        try:
+            return fetch(run, name, dest / name)
+        except ValueError as error:
+            note(f"skipping checkpoint {name}: {error}")
+    return None
+
+
+def prune(run: ObjectStore, keep: int, best: str | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints and the best one."""
+    for name in names(run)[keep:]:
+        if name == best:
+            continue
+        # Without files.json it no longer counts, so a kill half-way leaves nothing to trust.
+        run.delete(f"{FOLDER}/{name}/{FILES}")
+        for entry in run.list(f"{FOLDER}/{name}/"):
+            run.delete(entry.key)
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]
+) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, **scalars})
+
+
+def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors stores plain row-major tensors; channels_last is a layout, not content.
+    return {k: v.detach().contiguous() for k, v in weights.items()}
+
+
+def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(weights[key].shape) if key in weights else None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

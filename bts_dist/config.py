@@ -1,0 +1,235 @@
+"""The settings of training, scoring, tracking, tuning and the cluster, and the one config that holds them all.
+
+``tune`` and ``cluster`` are plain data here, so that a checkpoint's config reads without Ray.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from shards.config import DataConfig, HoldoutSplit, PackConfig, PhantomConfig, Section, SplitConfig, StoreConfig
+
+
+class UNetConfig(Section):
+    """A plain convolutional UNet (Ronneberger et al. 2015) with the choices that matter."""
+
+    kind: Literal["unet"] = "unet"
+    features: int = Field(default=32, ge=1)
+    """Channels of the first level; doubled at each level down to ``max_features``."""
+    depth: int = Field(default=5, ge=2, le=8)
+    """Number of resolution levels; the image side must divide by ``2 ** (depth - 1)``."""
+    max_features: int = Field(default=512, ge=1)
+    norm: Literal["batch", "instance", "group"] = "batch"
+    """``batch`` is synchronised over ranks on CUDA only; ``group`` gives the same model for every world size."""
+    deep_supervision: bool = True
+    """Also train the coarser decoder levels, with halving weights (as nnU-Net does)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+ModelConfig = UNetConfig
+
+
+class BceDiceLoss(Section):
+    """Binary cross-entropy plus soft Dice over the global batch."""
+
+    kind: Literal["bce_dice"] = "bce_dice"
+    bce: float = Field(default=1.0, ge=0)
+    dice: float = Field(default=1.0, ge=0)
+    smooth: float = Field(default=1.0, gt=0)
+    """Added to the Dice ratio's both sides, in pixels."""
+
+
+class OptimConfig(Section):
+    kind: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate, reached where the schedule's factor is 1."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    grad_clip: float | None = Field(default=None, gt=0)
+    """Largest global gradient norm; null leaves gradients as they are."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of the weights' exponential moving average, which is then what is validated and scored."""
+
+
+class ConstantSchedule(Section):
+    kind: Literal["constant"] = "constant"
+
+
+class StepSchedule(Section):
+    kind: Literal["step"] = "step"
+    every_epochs: float = Field(default=10, gt=0)
+    factor: float = Field(default=0.1, gt=0, le=1)
+
+
+class CosineSchedule(Section):
+    kind: Literal["cosine"] = "cosine"
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Last factor of the learning rate."""
+
+
+class OneCycleSchedule(Section):
+    kind: Literal["one_cycle"] = "one_cycle"
+    warmup: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the training spent rising to the peak."""
+    start: float = Field(default=0.04, gt=0, le=1)
+    final: float = Field(default=1e-4, ge=0, le=1)
+
+
+class PlateauSchedule(Section):
+    kind: Literal["plateau"] = "plateau"
+    patience: int = Field(default=3, ge=0)
+    """Epochs without a better ``val/dice/patient`` before the rate falls."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    floor: float = Field(default=1e-3, ge=0, le=1)
+
+
+class PolynomialSchedule(Section):
+    kind: Literal["polynomial"] = "polynomial"
+    power: float = Field(default=0.9, gt=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+
+
+ScheduleConfig = Annotated[
+    ConstantSchedule
+    | StepSchedule
+    | CosineSchedule
+    | OneCycleSchedule
+    | PlateauSchedule
+    | PolynomialSchedule,
+    Field(discriminator="kind"),
+]
+
+
+class AugmentConfig(Section):
+    """Random changes of training samples, seeded by (seed, epoch, sample).  A probability of 0 turns one off."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a left-right flip."""
+    flip_vertical: float = Field(default=0.0, ge=0, le=1)
+    """Probability of an up-down flip."""
+    affine: float = Field(default=0.7, ge=0, le=1)
+    rotate_deg: float = Field(default=20.0, ge=0, le=180)
+    scale: float = Field(default=0.2, ge=0, lt=1)
+    """Zoom between ``1 - scale`` and ``1 + scale``."""
+    translate: float = Field(default=0.08, ge=0, lt=1)
+    """Largest shift, as a share of the side."""
+    elastic: float = Field(default=0.3, ge=0, le=1)
+    elastic_shift: float = Field(default=0.04, ge=0, lt=1)
+    """Standard deviation of the coarse displacement field, as a share of the side."""
+    intensity: float = Field(default=0.7, ge=0, le=1)
+    brightness: float = Field(default=0.2, ge=0)
+    """Standard deviation of the shift, in units of the volume's standard deviation."""
+    contrast: float = Field(default=0.25, ge=0, lt=1)
+    gamma: float = Field(default=0.3, ge=0, lt=1)
+    noise: float = Field(default=0.2, ge=0, le=1)
+    noise_std: float = Field(default=0.15, ge=0)
+    drop_sequence: float = Field(default=0.1, ge=0, le=1)
+    """Probability that FLAIR replaces the pre- or post-contrast sequence, as in patients who lack one."""
+
+
+class TrainConfig(Section):
+    epochs: int = Field(default=30, ge=1)
+    global_batch: int = Field(default=16, ge=1)
+    """Samples per optimizer step over all workers, whatever their number."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Most samples in one forward pass on a worker; the rest of its part is accumulated.  null is all at once."""
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    channels_last: bool = True
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one worker; null is its share of the machine."""
+    early_stop: int | None = Field(default=None, ge=1)
+    """Stop after this many epochs without a better ``val/dice/patient``; null trains all epochs."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best one is kept as well."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two rows of step metrics."""
+
+
+class ScoreConfig(Section):
+    batch: int = Field(default=32, ge=1)
+    mirror: bool = True
+    """Average the prediction with that of the left-right flipped slice, in validation and in scoring."""
+    bootstrap: int = Field(default=2000, ge=100)
+    """Resamples of patients behind each 95 % interval."""
+    tolerance_px: float = Field(default=2.0, ge=0)
+    """Distance within which two surfaces agree, for surface Dice."""
+    seed: int = Field(default=0, ge=0)
+
+
+class TrackConfig(Section):
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "bts-dist"
+    overlays: int = Field(default=6, ge=0)
+    """Validation slices whose prediction is drawn each time an epoch is the best so far."""
+
+
+class TuneConfig(Section):
+    trials: int = Field(default=0, ge=0)
+    """Trials of the search; with 0 ``bts run`` trains the config as it is."""
+    epochs: int = Field(default=5, ge=1)
+    """Epochs of a trial that is not stopped early."""
+    grace_epochs: int = Field(default=1, ge=1)
+    """Epochs before ASHA may stop a trial."""
+    reduction: int = Field(default=2, ge=2)
+    """ASHA keeps one trial of this many at each rung."""
+    seed: int = Field(default=0, ge=0)
+    space: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"optim.lr": {"loguniform": [3e-4, 6e-3]}})
+    """Config key to ``{loguniform: [low, high]}``, ``{uniform: [low, high]}`` or ``{choice: [...]}``."""
+
+
+class ClusterConfig(Section):
+    runtime: Literal["ray", "local", "torchrun"] = "ray"
+    """``local`` is one worker in this process; ``torchrun`` reads RANK and WORLD_SIZE from the environment."""
+    address: str | None = None
+    """Ray cluster to join; null starts one on this machine."""
+    workers: int = Field(default=2, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures survived by resuming from the newest good checkpoint."""
+
+
+class RunConfig(Section):
+    dir: str = "runs"
+    """Folder or ``s3://bucket/prefix`` that holds the runs."""
+    name: str | None = None
+    """Name of the run; null is derived from a hash of the config, so that two configs never share a run."""
+
+
+class Config(Section):
+    """Everything that makes a run.  Each checkpoint, manifest and score carries it."""
+
+    data: DataConfig = DataConfig()
+    split: SplitConfig = HoldoutSplit()
+    pack: PackConfig = PackConfig()
+    store: StoreConfig = StoreConfig()
+    phantom: PhantomConfig = PhantomConfig()
+    model: ModelConfig = UNetConfig()
+    loss: BceDiceLoss = BceDiceLoss()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = CosineSchedule()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    score: ScoreConfig = ScoreConfig()
+    track: TrackConfig = TrackConfig()
+    tune: TuneConfig = TuneConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        step = 2 ** (self.model.depth - 1)
+        if self.data.image_size is not None and self.data.image_size % step:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}; with model.depth {self.model.depth} it must be "
+                f"a multiple of {step}"
+            )
+        if self.train.global_batch < self.cluster.workers:
+            raise ValueError(
+                f"train.global_batch is {self.train.global_batch} for {self.cluster.workers} workers; give each "
+                "worker at least one sample: raise train.global_batch or lower cluster.workers"
+            )
+        return self

@@ -1,0 +1,114 @@
+"""Validation after each epoch: integer counts per slice on the validation patients, at several thresholds.
+
+Patients are dealt out over the ranks and the counts gathered, so the figures do not depend on the world size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from bts_dist import metrics
+from bts_dist.config import Config
+from bts_dist.data import SampleSource
+from bts_dist.predict import predict_patient
+from bts_dist.runtime import Runtime
+from shards.picture import overlay
+
+THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 10))
+"""Candidate probability thresholds.  Few, since the validation patients are few."""
+
+SliceCounts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one validation found."""
+
+    dice: float
+    """``dice/patient`` at a threshold of one half, which chooses the epoch."""
+    threshold: float
+    """The threshold with the highest ``dice/patient``, for use in scoring."""
+    metrics: dict[str, float]
+
+
+def validate(model: nn.Module, source: SampleSource, config: Config, runtime: Runtime) -> Validation:
+    """Score ``model`` on all validation patients; every rank returns the same."""
+    index = source.reader.index
+    # Longest first, dealt in turn: ranks finish at about the same time.
+    patients = sorted(index.patients(), key=lambda p: (-len(index.samples_of(p)), p))
+    own: dict[str, SliceCounts] = {}
+    for patient in patients[runtime.rank :: runtime.world_size]:
+        own[patient] = _count(model, source, patient, config, runtime.device)
+    counts = _gather(own, runtime.world_size)
+    return _summarise([counts[p] for p in sorted(counts)])
+
+
+def draw_overlays(
+    model: nn.Module, source: SampleSource, config: Config, device: torch.device
+) -> list[tuple[str, Image.Image]]:
+    """The slice with the most tumour of a few validation patients, with outlines of truth and prediction."""
+    index = source.reader.index
+    pictures: list[tuple[str, Image.Image]] = []
+    for patient in index.patients()[: config.track.overlays]:
+        ids = index.samples_of(patient)
+        at = int(index.tumour_pixels[ids].argmax())
+        probability, truth = _predict(model, source, patient, config, device)
+        image, _ = source.reader.read(int(ids[at]))
+        picture = overlay(image, truth[at] > 0, probability[at] > 0.5)
+        pictures.append((f"{patient} slice {index.slice_number[ids[at]]}", picture))
+    return pictures
+
+
+def _predict(
+    model: nn.Module, source: SampleSource, patient: str, config: Config, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    return predict_patient(
+        model,
+        source,
+        patient,
+        device=device,
+        batch=config.score.batch,
+        precision=config.train.precision,
+        mirror=config.score.mirror,
+    )
+
+
+def _count(
+    model: nn.Module, source: SampleSource, patient: str, config: Config, device: torch.device
+) -> SliceCounts:
+    """tp, fp, fn of each slice at each threshold; int64 (thresholds, slices, 3)."""
+    probability, truth = _predict(model, source, patient, config, device)
+    return np.stack([metrics.count(probability > t, truth > 0) for t in THRESHOLDS])
+
+
+def _gather(own: dict[str, SliceCounts], world_size: int) -> dict[str, SliceCounts]:
+    if world_size == 1:
+        return own
+    # Lists of integers, not arrays: what crosses is plain data of a few kilobytes.
+    parts: list[dict[str, list[list[list[int]]]] | None] = [None] * world_size
+    dist.all_gather_object(parts, {p: c.tolist() for p, c in own.items()})
+    return {p: np.asarray(c, np.int64) for part in parts if part for p, c in part.items()}
+
+
+def _summarise(counts: list[SliceCounts]) -> Validation:
+    at_half = THRESHOLDS.index(0.5)
+    threshold, tuned = metrics.best_threshold([c.sum(axis=1) for c in counts], THRESHOLDS)
+    slices = np.concatenate([c[at_half] for c in counts])
+    dice = float(np.mean([metrics.dice(c[at_half].sum(axis=0)) for c in counts]))
+    return Validation(
+        dice,
+        threshold,
+        {
+            "val/dice/patient": dice,
+            "val/dice/patient_tuned": tuned,
+            "val/threshold": threshold,
+            "val/dice/slice": float(metrics.dice(slices).mean()),
+            "val/dice/pooled": float(metrics.dice(slices.sum(axis=0))),
+            "val/iou/pooled": float(metrics.iou(slices.sum(axis=0))),
+        },
+    )

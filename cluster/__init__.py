@@ -1,0 +1,1 @@
+"""Everything Ray: the runtime adapter, jobs, tuning and the command line."""

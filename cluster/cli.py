@@ -1,0 +1,233 @@
+"""The ``bts`` command.  It parses, calls a stage, and turns errors into a message and an exit code.
+
+Knobs are config keys, set with ``--set``; there are no other options for them.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bts_dist.compose import load_config
+from bts_dist.config import Config
+from bts_dist.run import named, run_uri
+from cluster import console
+from shards.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distributed training for brain tumour segmentation: pack, tune, train, score, report.",
+)
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="YAML file; later ones win.", metavar="FILE"),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Override, e.g. optim.lr=3e-4.", metavar="KEY=VALUE"),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="A run (its best checkpoint) or one checkpoint.", metavar="URI")
+]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["BTS_DEBUG"] = "1"
+
+
+@app.command()
+def synth(config: ConfigFiles = None, overrides: Overrides = None) -> None:
+    """Generate a phantom data set in Kaggle's layout at data.source."""
+    from shards.phantom import generate
+
+    cfg = _load(config, overrides)
+    with console.progress("synth") as update:
+        generate(cfg.phantom, Path(cfg.data.source), update)
+    console.stage("synth", f"{cfg.data.source}: {cfg.phantom.patients} patients")
+    console.next_step(f"bts pack {_same(config, overrides)}")
+
+
+@app.command()
+def verify(
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    packed: Annotated[
+        str | None, typer.Option("--packed", help="Re-hash a packed data set instead.", metavar="URI")
+    ] = None,
+) -> None:
+    """Check every image and mask of data.source, or every byte of a packed data set."""
+    from cluster import stages
+    from shards.check import check_packed
+
+    cfg = _load(config, overrides)
+    if packed is None:
+        stages.verify(cfg)
+        console.next_step(f"bts pack {_same(config, overrides)}")
+        return
+    with console.progress("verify") as update:
+        manifest = check_packed(packed, cfg.store, update)
+    console.stage("verify", f"{packed}: {len(manifest.shards)} shards, {manifest.num_samples()} samples, all intact")
+
+
+@app.command()
+def pack(config: ConfigFiles = None, overrides: Overrides = None) -> None:
+    """Verify data.source, split it by patient and pack it into shards at data.shards."""
+    from cluster import stages
+
+    cfg = _load(config, overrides)
+    stages.pack(cfg)
+    console.next_step(f"bts train {_same(config, overrides)}")
+
+
+@app.command()
+def inspect(
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--out", help="Contact sheet to write.")] = Path("contact-sheet.png"),
+) -> None:
+    """Print what a packed data set holds and draw a contact sheet of training slices."""
+    from cluster import inspection
+
+    cfg = _load(config, overrides)
+    inspection.inspect(cfg, output)
+    console.next_step(f"bts train {_same(config, overrides)}")
+
+
+@app.command()
+def train(config: ConfigFiles = None, overrides: Overrides = None) -> None:
+    """Train on data.shards, resuming the run if it is unfinished."""
+    from cluster import stages
+
+    cfg = named(_load(config, overrides))
+    stages.train(cfg)
+    console.next_step(f"bts score --model {run_uri(cfg)} --set data.shards={cfg.data.shards}")
+
+
+@app.command()
+def tune(config: ConfigFiles = None, overrides: Overrides = None) -> None:
+    """Search hyperparameters and write best.yaml."""
+    from cluster import stages
+    from cluster.tune_job import BEST
+
+    cfg = named(_load(config, overrides))
+    stages.tune(cfg)
+    console.next_step(f"bts train --config {run_uri(cfg)}/{BEST}")
+
+
+@app.command()
+def score(config: ConfigFiles = None, overrides: Overrides = None, model: ModelOption = None) -> None:
+    """Score a model on the held-out test patients of data.shards."""
+    from cluster import stages
+
+    cfg = _load(config, overrides)
+    if model is None and cfg.run.name is None and not config:
+        raise InputError("say which model to score: --model RUN_OR_CHECKPOINT, or the --config it was trained with")
+    location = stages.score(named(cfg), model)
+    run, _, folder = location.rpartition("/")
+    suffix = "" if folder == "score" else f" --scores {folder}"
+    console.next_step(f"bts report --model {run}{suffix}")
+
+
+@app.command()
+def report(
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    model: ModelOption = None,
+    scores: Annotated[str, typer.Option("--scores", help="Which scores of the run.", metavar="FOLDER")] = "score",
+) -> None:
+    """Write a run's HTML report."""
+    from cluster import stages
+
+    cfg = named(_load(config, overrides))
+    stages.report(model or run_uri(cfg), cfg, scores)
+
+
+@app.command()
+def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
+    """The main job: verify, pack, tune, train, score and report, skipping what is up to date."""
+    from cluster import stages
+    from cluster.resources import ray_cluster
+
+    cfg = named(_load(config, overrides))
+    console.stage("run", run_uri(cfg))
+
+    def main_job() -> None:
+        stages.pack(cfg)
+        best = stages.tune(cfg) if cfg.tune.trials else cfg
+        stages.train(best)
+        stages.score(best)
+        page = stages.report(run_uri(cfg), cfg)
+        console.next_step(f"open {page}")
+
+    if cfg.cluster.runtime == "ray":
+        with ray_cluster(cfg.cluster):
+            main_job()
+    else:
+        main_job()
+
+
+def main() -> None:
+    """Entry point: exit code 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; its exit code.  Errors become one message without a traceback, unless ``--debug``."""
+    import click
+
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        console.err.print("interrupted; the same command goes on where it stopped")
+        return 130
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except InputError as error:
+        return _explain(error, 2)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: told to the user, exit code 1
+        return _explain(error, 1)
+
+
+def _explain(error: Exception, code: int) -> int:
+    if os.environ.get("BTS_DEBUG"):
+        traceback.print_exception(error)
+    text = str(error) if isinstance(error, InputError | RuntimeError) else f"{type(error).__name__}: {error}"
+    console.err.print(f"[bold red]error[/bold red] {_escape(text)}")
+    if code == 1 and not os.environ.get("BTS_DEBUG"):
+        console.err.print("  `bts --debug …` shows where it happened")
+    return code
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _load(config: list[Path] | None, overrides: list[str] | None) -> Config:
+    return load_config(config or [], overrides or [])
+
+
+def _same(config: list[Path] | None, overrides: list[str] | None) -> str:
+    """The options as typed, for the next command."""
+    return " ".join([*(f"--config {c}" for c in config or []), *(f"--set {o}" for o in overrides or [])])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""How commands speak to people: progress bars on a terminal, plain lines elsewhere, tables and next steps."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two progress lines where there is no terminal."""
+
+
+class Update(Protocol):
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """Show how far a long piece of work has come."""
+    if not out.is_terminal:
+        yield _plain_progress(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=out, transient=True) as bars:
+        bar = bars.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            bars.update(bar, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _plain_progress(title: str) -> Update:
+    last = time.monotonic()
+
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= PLAIN_EVERY_S:
+            out.print(f"{title}: {done}/{total} {note}".rstrip())
+            last = now
+
+    return update
+
+
+def show_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below a row of headings."""
+    headings, *body = rows
+    table = Table(title=title, title_justify="left", show_lines=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    out.print(table, soft_wrap=False)
+
+
+def stage(name: str, text: str) -> None:
+    out.print(f"[bold]{name}[/bold]  {text}")
+
+
+def next_step(command: str) -> None:
+    out.print(f"  next: [cyan]{command}[/cyan]")
+
+
+@contextmanager
+def follow_training(metrics: Path, title: str, epochs: int) -> Iterator[None]:
+    """Show a training run's own record as it grows, wherever its workers are."""
+    stop = threading.Event()
+    start = metrics.stat().st_size if metrics.is_file() else 0
+    thread = threading.Thread(target=_follow, args=(metrics, title, epochs, start, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(metrics: Path, title: str, epochs: int, start: int, stop: threading.Event) -> None:
+    with progress(title) as update:
+        position, ended = start, False
+        while not ended:
+            ended = stop.wait(0.5)
+            if not metrics.is_file():
+                continue
+            if metrics.stat().st_size < position:
+                # A resumed run dropped the rows after its checkpoint and writes them anew.
+                position = 0
+            with metrics.open() as file:
+                file.seek(position)
+                text = file.read()
+            whole = text.rfind("\n") + 1
+            position += len(text[:whole].encode())
+            for line in text[:whole].splitlines():
+                _show_row(json.loads(line), epochs, update)
+
+
+def _show_row(row: dict[str, Any], epochs: int, update: Update) -> None:
+    match row["kind"]:
+        case "note":
+            out.print(f"  {row['text']}")
+        case "step":
+            note = f"epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  {row['samples_per_s']:.1f} slices/s"
+            update(min(int(row["epoch"] * 100), epochs * 100 - 1), epochs * 100, note)
+        case "epoch":
+            out.print(
+                f"  epoch {row['epoch']}/{epochs}  loss {row['train/loss']:.4f}  "
+                f"val dice/patient {row['val/dice/patient']:.4f}  dice/slice {row['val/dice/slice']:.4f}  "
+                f"{row['samples_per_s']:.1f} slices/s  lr {row['lr']:.2g}"
+            )

@@ -1,0 +1,38 @@
+"""Packing as a job: Ray tasks on the cluster, or a process pool where there is none."""
+
+from collections.abc import Callable
+
+from bts_dist.config import Config
+from cluster.ray_map import ray_map
+from cluster.resources import ray_cluster
+from shards.manifest import Manifest
+from shards.pack import data_id, pack, process_map
+from shards.verify import SourceReport
+
+Progress = Callable[[int, int], None]
+
+
+def run_pack(config: Config, report: SourceReport, progress: Progress | None = None) -> Manifest:
+    """Pack a source that verified without errors.  Raises what ``shards.pack.pack`` raises."""
+
+    def packed(parallel: Callable[..., object]) -> Manifest:
+        return pack(
+            report,
+            config.data.shards,
+            source=config.data.source,
+            split=config.split,
+            config=config.pack,
+            store=config.store,
+            parallel=parallel,  # type: ignore[arg-type]
+            progress=progress,
+        )
+
+    if config.cluster.runtime != "ray":
+        return packed(process_map(config.pack.workers))
+    with ray_cluster(config.cluster):
+        return packed(ray_map())
+
+
+def packed_id(config: Config, report: SourceReport) -> str:
+    """The id of the data set that packing this source would give."""
+    return data_id(report.fingerprint, config.split, config.pack)

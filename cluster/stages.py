@@ -1,0 +1,252 @@
+"""The stages of the main job, each skipped when its output exists for the same inputs and config."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bts_dist import checkpoint
+from bts_dist.compose import config_hash, load_config, with_overrides
+from bts_dist.config import Config
+from bts_dist.report import Overlay, RunRecord, write_report
+from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
+from bts_dist.score import ModelPlace, find_model, read_score
+from bts_dist.track import METRICS, read_metrics
+from cluster import console
+from cluster.pack_job import packed_id, run_pack
+from cluster.score_job import run_scoring
+from cluster.train_job import final_progress, run_training
+from cluster.tune_job import BEST, TRIALS, Search, run_search
+from shards.errors import InputError
+from shards.manifest import Manifest, find_manifest, load_manifest
+from shards.store import MissingObject, ObjectStore, join_uri, open_store
+from shards.verify import SourceReport, verify_source
+
+GALLERY = 6
+"""Worst and best patients pictured in the report, each."""
+
+
+def verify(config: Config) -> SourceReport:
+    """Check every file of the source and print all problems in one table.
+
+    Raises:
+        InputError: there are errors; warnings alone pass.
+    """
+    workers = config.pack.workers or os.cpu_count() or 1
+    with console.progress("verify") as update:
+        report = verify_source(config.data.source, config.store, workers, update)
+    if report.problems:
+        console.show_table(f"Problems in {config.data.source}", report.table())
+    if report.errors:
+        raise InputError(
+            f"{config.data.source}: {len(report.errors)} errors, {len(report.warnings)} warnings (table above); "
+            "mend the errors and run the command again"
+        )
+    slices = sum(s.num_slices for s in report.scans)
+    console.stage(
+        "verify",
+        f"{config.data.source}: {len(report.scans)} patients, {slices} slices, no errors, "
+        f"{len(report.warnings)} warnings",
+    )
+    return report
+
+
+def pack(config: Config) -> Manifest:
+    """Verify and pack the source, unless the shards are already there."""
+    report = verify(config)
+    existing = find_manifest(open_store(config.data.shards, config.store))
+    if existing is not None and existing.data_id == packed_id(config, report):
+        console.stage("pack", f"up to date: {config.data.shards} ({_counts(existing)})")
+        return existing
+    with console.progress("pack") as update:
+        manifest = run_pack(config, report, update)
+    console.stage("pack", f"{config.data.shards} ({_counts(manifest)}, data id {manifest.data_id})")
+    return manifest
+
+
+def tune(config: Config) -> Config:
+    """Search hyperparameters, unless this search was done; the best config, to train with."""
+    run = open_run(config)
+    key = config_hash(
+        {
+            **training_recipe(config),
+            "tune": config.tune.model_dump(mode="json"),
+            "data_id": _data_id(config),
+            "workers": config.cluster.workers,
+        },
+        length=16,
+    )
+    record = stage_record(run, "tune")
+    if record is not None and record["key"] == key and _exists(run, BEST):
+        best = best_config(run, config)
+        console.stage("tune", f"up to date: {join_uri(run.uri, BEST)}")
+        return best
+    with console.progress("tune") as update:
+        search = run_search(config, update)
+    record_stage(run, "tune", key)
+    _show_search(search, config)
+    console.stage("tune", join_uri(run.uri, BEST))
+    return search.best
+
+
+def best_config(run: ObjectStore, config: Config) -> Config:
+    """The config a finished search wrote."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "best.yaml"
+        path.write_bytes(run.get(BEST))
+        best = load_config([path])
+    # Where things lie may have changed since; what was searched has not.
+    return with_overrides(
+        config, {key: value for key, value in _searched(best, config).items()}
+    )
+
+
+def train(config: Config) -> None:
+    """Train, resuming an unfinished run, unless the run is finished already."""
+    run = open_run(config)
+    key = config_hash({**training_recipe(config), "data_id": _data_id(config)}, length=16)
+    record = stage_record(run, "train")
+    if record is not None and record["key"] == key and checkpoint.names(run):
+        console.stage("train", f"up to date: {run.uri}, best checkpoint {record['best']}")
+        return
+    metrics = workspace(run, config) / METRICS
+    with console.follow_training(metrics, "train", config.train.epochs):
+        progress = run_training(config)
+    if os.environ.get("RANK", "0") != "0" and config.cluster.runtime == "torchrun":
+        return
+    progress = final_progress(config)
+    best = max(progress.val_dice)
+    record_stage(run, "train", key, best=progress.best, val_dice_patient=best)
+    console.stage(
+        "train",
+        f"{run.uri}: {progress.epoch} epochs, best val dice/patient {best:.4f} in {progress.best} "
+        f"(threshold {_best_threshold(config, progress.best):.1f})",
+    )
+
+
+def score(config: Config, model: str | None = None) -> str:
+    """Score the run's best checkpoint, or ``model``, on the held-out test patients; the results' location."""
+    place = find_model(model or run_uri(config), config.store)
+    run = open_store(place.run, config.store)
+    key = config_hash(
+        {
+            "checkpoint": _checkpoint_id(run, place),
+            "data_id": _data_id(config),
+            "score": config.score.model_dump(mode="json"),
+        },
+        length=16,
+    )
+    stage = f"score-{_data_id(config)}"
+    record = stage_record(run, stage)
+    if record is not None and record["key"] == key and _exists(run, f"{record['folder']}/score.json"):
+        location = join_uri(run.uri, record["folder"])
+        console.stage("score", f"up to date: {location}/score.json")
+        return location
+    with console.progress("score") as update:
+        location, result = run_scoring(place, config, update)
+    record_stage(run, stage, key, folder=location.rsplit("/", 1)[-1])
+    show_scores(result)
+    console.stage("score", f"{location}/score.json and patients.csv")
+    return location
+
+
+def report(run_location: str, config: Config, folder: str = "score") -> str:
+    """Write a run's HTML report; its location."""
+    run = open_store(run_location, config.store)
+    name = run_location.rstrip("/").rsplit("/", 1)[-1]
+    try:
+        result = read_score(run, folder)
+    except MissingObject:
+        raise InputError(
+            f"{run_location} has no score yet; score it first: bts score --model {run_location}"
+        ) from None
+    overlays: list[Overlay] = [
+        (p["patient"], result["pictures"][p["patient"]], p["dice"], run.get(f"{folder}/overlays/{p['patient']}.png"))
+        for p in _extremes(result["patients"])
+    ]
+    shown = {k: v for k, v in result.items() if k not in ("pictures", "config")}
+    record = RunRecord(
+        name, result["config"], read_metrics(run, "epoch"), shown, overlays, _trials(run)
+    )
+    key = "report.html" if folder == "score" else f"{folder}/report.html"
+    with tempfile.TemporaryDirectory() as scratch:
+        page = write_report(record, Path(scratch) / "report.html")
+        run.put(key, page.read_bytes())
+    console.stage("report", join_uri(run_location, key))
+    return join_uri(run_location, key)
+
+
+def _extremes(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The patients with the lowest and the highest Dice."""
+    ranked = sorted(patients, key=lambda p: (p["dice"], p["patient"]))
+    return ranked if len(ranked) <= 2 * GALLERY else ranked[:GALLERY] + ranked[-GALLERY:]
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """Every aggregation side by side, with its interval and its rule for empty masks."""
+    rows = [("metric", "mean", "median", "95 % interval", "patients", "empty masks")]
+    for name, m in result["metrics"].items():
+        median = "–" if m["median"] is None else f"{m['median']:.4f}"
+        interval = f"{m['low']:.4f} – {m['high']:.4f}"
+        rows.append((name, f"{m['mean']:.4f}", median, interval, str(m["n"]), m["rule"]))
+    console.show_table(f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", rows)
+
+
+def _show_search(search: Search, config: Config) -> None:
+    columns = list(search.trials[0])
+    rows = [columns]
+    for trial in search.trials:
+        rows.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.values()])
+    console.show_table(f"Search over {', '.join(config.tune.space)}", rows)
+
+
+def _searched(best: Config, config: Config) -> dict[str, Any]:
+    tree = best.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for key in config.tune.space:
+        value: Any = tree
+        for part in key.split("."):
+            value = value[part]
+        values[key] = value
+    return values
+
+
+def _trials(run: ObjectStore) -> list[dict[str, Any]]:
+    try:
+        trials: list[dict[str, Any]] = json.loads(run.get(TRIALS))
+    except MissingObject:
+        return []
+    return trials
+
+
+def _data_id(config: Config) -> str:
+    return load_manifest(open_store(config.data.shards, config.store)).data_id
+
+
+def _checkpoint_id(run: ObjectStore, place: ModelPlace) -> str:
+    try:
+        return hashlib.sha256(run.get(f"{checkpoint.FOLDER}/{place.name}/{checkpoint.FILES}")).hexdigest()
+    except MissingObject as error:
+        raise InputError(
+            f"{join_uri(place.run, checkpoint.FOLDER, place.name)} is not a whole checkpoint "
+            f"(no {checkpoint.FILES}); name a run or another checkpoint"
+        ) from error
+
+
+def _best_threshold(config: Config, name: str | None) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        assert name is not None
+        return checkpoint.read_progress(checkpoint.fetch(open_run(config), name, Path(scratch))).threshold
+
+
+def _exists(run: ObjectStore, key: str) -> bool:
+    return any(entry.key == key for entry in run.list(key))
+
+
+def _counts(manifest: Manifest) -> str:
+    return ", ".join(
+        f"{split} {len(patients)} patients / {manifest.num_samples(split)} slices"
+        for split, patients in manifest.patients.items()
+    )

@@ -1,0 +1,153 @@
+"""One request to S3: the client that sends it, when it is sent again, and what a failure means to the user.
+
+The retries are ours, not botocore's: five tries of its standard mode at a server that refuses connections
+take less than a second, too short for one that restarts, and it never sends again what arrived damaged.
+"""
+
+import random
+import time
+from itertools import count
+from typing import Any
+
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.loaders import create_loader
+from botocore.session import Session
+
+from shards.config import StoreConfig
+from shards.errors import InputError
+from shards.store import MissingObject, StoreError, join_uri
+
+_API_DESCRIPTIONS = create_loader()  # parsed once: that is most of the time a client takes
+_CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE"
+_BUCKET_NAMES = "not a valid bucket; its name has 3 to 63 lower-case letters, digits, '.' and '-'"
+
+
+class PreconditionError(Exception):
+    """The server's 412.  ``resent`` tells that the request went out more than once."""
+
+    def __init__(self, resent: bool) -> None:
+        super().__init__(resent)
+        self.resent = resent
+
+
+class BeyondEndError(Exception):
+    """The server's 416: the object ends before the range that was asked for."""
+
+
+def connect(config: StoreConfig) -> Any:
+    """A client for the endpoint, region and credentials of the AWS environment."""
+    settings = Config(
+        connect_timeout=min(config.timeout_s, 10),
+        read_timeout=config.timeout_s,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+    )
+    try:
+        session = Session()
+        session.register_component("data_loader", _API_DESCRIPTIONS)
+        return session.create_client("s3", config=settings)
+    except (BotoCoreError, ValueError) as error:
+        raise InputError(f"{error}; check AWS_ENDPOINT_URL, AWS_REGION, {_CREDENTIALS}") from error
+
+
+def request(client: Any, operation: str, attempts: int, uri: str, key: str = "", **parameters: Any) -> Any:
+    """Send one request, again if that may help, and raise its failure as the store's own error.
+
+    ``uri`` and ``key`` name the object in errors; the request itself is told by ``parameters``.
+    """
+    for attempt in count():
+        pause(attempt)
+        try:
+            return getattr(client, operation)(**parameters)
+        except ClientError as error:
+            if attempt + 1 == attempts or not _may_pass(error):
+                raise _refusal(error, uri, key, resent=attempt > 0) from error
+        except BotoCoreError as error:
+            if attempt + 1 == attempts or not isinstance(error, NoConnectionError | HTTPClientError):
+                raise _failure(error, join_uri(uri, key), client.meta.endpoint_url) from error
+    raise AssertionError("count() ends")
+
+
+def pause(attempt: int) -> None:
+    """Wait before a further attempt: up to 0.5, 1, 2… 20 s, but not all clients for the same time."""
+    if attempt:
+        time.sleep(random.uniform(0.5, 1) * min(2**attempt / 4, 20))
+
+
+_PASSING_CODES = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "RequestTimeout",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+
+
+def _may_pass(error: ClientError) -> bool:
+    """Whether the same request may succeed a little later."""
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    return status in (429, 500, 502, 503, 504) or error.response["Error"].get("Code") in _PASSING_CODES
+
+
+def _refusal(error: ClientError, uri: str, key: str, resent: bool) -> Exception:
+    """What a server's error answer means to the caller."""
+    where = join_uri(uri, key)
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    code = error.response["Error"].get("Code", "")
+    said = f"{status} {code}: {error.response['Error'].get('Message', '')}"
+    match status, code:
+        case _, "NoSuchBucket":
+            return InputError(f"{where}: there is no such bucket; create it or correct the name")
+        case _, "InvalidBucketName":
+            return InputError(f"{where}: {_BUCKET_NAMES}")
+        case 404, "NoSuchKey" | "404":
+            return MissingObject(key, uri)
+        case 412, _:
+            return PreconditionError(resent)
+        case 416, _:
+            return BeyondEndError()
+        case (301 | 307, _) | (_, "AuthorizationHeaderMalformed"):
+            return InputError(f"{where}: wrong region ({said}); set AWS_REGION to the bucket's")
+        case (401 | 403, _) | (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"):
+            return InputError(
+                f"{where}: access denied ({said}); check {_CREDENTIALS}, that they have not expired, "
+                "and that they may list the bucket and get, put and delete its objects"
+            )
+        case 501, _:
+            return InputError(
+                f"{where}: the server does not offer what {error.operation_name} needs ({said}); "
+                "use one with multipart uploads and conditional writes (If-None-Match)"
+            )
+        case _:
+            return StoreError(f"{where}: {error.operation_name} failed ({said})")
+
+
+def _failure(error: BotoCoreError, where: str, endpoint: str) -> Exception:
+    """What a request without an answer means to the caller."""
+    match error:
+        case NoConnectionError():
+            return InputError(f"{where}: cannot reach {endpoint}; is it running, is AWS_ENDPOINT_URL right?")
+        case NoCredentialsError() | PartialCredentialsError() | CredentialRetrievalError():
+            return InputError(
+                f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        case TokenRetrievalError() | SSOError():
+            return InputError(f"{where}: {error}; log in again")
+        case ParamValidationError():
+            return InputError(f"{where}: {_BUCKET_NAMES}")
+        case _:
+            return StoreError(f"{where}: no proper answer from {endpoint}: {error}")

@@ -1,0 +1,249 @@
+"""Where bytes lie: one small contract, kept by a folder (here) and by S3 (``shards.s3``).
+
+Locations are ``str``, not ``Path``: a ``Path`` turns ``s3://bucket`` into ``s3:/bucket``.
+"""
+
+import errno
+import io
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote
+
+from shards.config import StoreConfig
+from shards.errors import InputError
+
+
+class MissingObject(LookupError):  # noqa: N818 - states what is, not what failed
+    """The store has no object of this key."""
+
+    def __init__(self, key: str, uri: str = "") -> None:
+        super().__init__(key, uri)
+        self.key = key
+        self.uri = uri
+
+    def __str__(self) -> str:
+        return f"{join_uri(self.uri, self.key)}: no such object"
+
+
+class AlreadyExists(Exception):  # noqa: N818 - to the loser of a race it is an answer
+    """An object of this key was there first, and ``if_absent`` forbids replacing it."""
+
+    def __init__(self, key: str, uri: str = "") -> None:
+        super().__init__(key, uri)
+        self.key = key
+        self.uri = uri
+
+    def __str__(self) -> str:
+        return f"{join_uri(self.uri, self.key)}: already exists"
+
+
+class StoreError(OSError):
+    """The store failed for reasons of its own, after every try that the config allows."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object in a listing."""
+
+    key: str
+    size: int
+    """Length in bytes."""
+
+
+class ObjectStore(Protocol):
+    """Objects under one location, by key.
+
+    A key is a relative path with ``/`` between its parts; no part is empty, ``.`` or ``..``.
+    Stores pickle, and serve threads and forked processes alike.  What the user can mend (rights,
+    a wrong bucket, a full disk) raises ``InputError``; a store that keeps failing, ``StoreError``.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The location as it was given, without a trailing slash."""
+        ...
+
+    def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        """The object's bytes, like ``data[start : start + size]``; raises ``MissingObject``."""
+        ...
+
+    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
+        """Write an object from bytes or from a local file: readers see all of it or nothing.
+
+        It replaces what was there; with ``if_absent`` it raises ``AlreadyExists`` instead.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Every object, at any depth, whose key starts with ``prefix``, sorted by key."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+
+def open_store(uri: str, config: StoreConfig | None = None) -> ObjectStore:
+    """The store at ``s3://bucket/prefix``, ``file:///folder`` or a path.  Nothing is touched yet."""
+    found = re.match(r"([A-Za-z][\w+.-]+):/", uri)
+    scheme = found[1] if found else ""
+    rest = uri.removeprefix(f"{scheme}://")
+    if scheme and rest == uri:
+        raise InputError(f"{uri}: a slash is missing after {scheme}:/; write {scheme}://…")
+    match scheme:
+        case "s3":
+            from shards.s3 import S3Store  # botocore loads slowly, and local runs do without it
+
+            return S3Store(uri.rstrip("/"), config or StoreConfig())
+        case "file":
+            if not rest.startswith("/"):
+                raise InputError(f"{uri}: names a host; write file:///folder, with three slashes")
+            return LocalStore(uri.rstrip("/"), Path(unquote(rest)))
+        case "":
+            if not uri:
+                raise InputError("the location is empty; give a folder or s3://bucket/prefix")
+            return LocalStore(uri.rstrip("/") or "/", Path(uri).expanduser().absolute())
+        case _:
+            raise InputError(f"{uri}: unknown scheme {scheme}://; use a path, file:// or s3://bucket/prefix")
+
+
+def join_uri(base: str, *parts: str) -> str:
+    """``join_uri("s3://b/x/", "y", "z")`` is ``s3://b/x/y/z``; empty parts leave no trace."""
+    inner = (part.strip("/") for part in parts)
+    return "/".join([base.rstrip("/"), *(part for part in inner if part)])
+
+
+def check_key(key: str) -> None:
+    """Raise ``InputError`` for a key that is no plain relative path."""
+    if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise InputError(
+            f"{key!r} is no valid key; use a relative path with '/' and without empty, '.' or '..' parts"
+        )
+    if _TEMPORARY.fullmatch(key.rpartition("/")[2]):
+        raise InputError(f"{key!r} is the name of a half-written file; choose another one")
+
+
+_TEMPORARY = re.compile(r"\.bts-[0-9a-f]{32}\.tmp")
+
+_REMEDIES = {
+    errno.EACCES: "give this user access to it, or choose another folder",
+    errno.EPERM: "give this user access to it, or choose a folder on a file system with hard links",
+    errno.ENOTSUP: "choose a folder on a file system with hard links",
+    errno.EROFS: "mount it writable, or choose another folder",
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space, or choose another folder",
+    errno.ENOTDIR: "move the file that lies where a folder should be, or choose another folder",
+    errno.EEXIST: "move the file that lies where a folder should be, or choose another folder",
+    errno.EISDIR: "move the folder that lies where the file should be, or choose another one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the symbolic link that leads back to its own folder",
+}
+
+
+@contextmanager
+def _explained(what: str, path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals that a user can mend into ``InputError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _REMEDIES:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{path}: cannot {what}: {reason}; {_REMEDIES[error.errno]}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """Objects as files below one folder, which the first ``put`` creates."""
+
+    uri: str
+    root: Path
+
+    def get(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        path = self._path(key)
+        with _explained("read", path):
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(size)
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise MissingObject(key, self.uri) from error
+
+    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
+        path = self._path(key)
+        temporary = path.with_name(f".bts-{uuid.uuid4().hex}.tmp")
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
+            with _explained("create", path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with _explained("write to", path.parent):
+                try:
+                    _write_durably(temporary, source)
+                    if if_absent:
+                        self._link_once(temporary, path, key)
+                    else:
+                        temporary.replace(path)
+                    _sync_folder(path.parent)
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        below = prefix.rpartition("/")[0]
+        if below:
+            check_key(below)
+        entries = (entry for entry in self._walk(self.root / below) if entry.key.startswith(prefix))
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _explained("delete", path), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        return self.root / key
+
+    def _walk(self, folder: Path) -> Iterator[Entry]:
+        absent = FileNotFoundError if folder == self.root else (FileNotFoundError, NotADirectoryError)
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, absent):
+                raise error  # os.walk would leave out what it cannot read
+
+        with _explained("list", folder):
+            for place, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+                for name in names:
+                    if _TEMPORARY.fullmatch(name):
+                        continue
+                    path = Path(place, name)
+                    with suppress(FileNotFoundError):  # deleted since, or a dangling link
+                        yield Entry(path.relative_to(self.root).as_posix(), path.stat().st_size)
+
+    def _link_once(self, temporary: Path, path: Path, key: str) -> None:
+        """Give a finished file its name unless that is taken: the system lets exactly one writer win."""
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError as error:
+            raise AlreadyExists(key, self.uri) from error
+
+
+def _write_durably(path: Path, source: BinaryIO) -> None:
+    with path.open("xb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
