@@ -27,6 +27,12 @@ def named(config: Config) -> Config:
     return with_overrides(config, {"run.name": f"run-{config_hash(shape)}"})
 
 
+def absolute(config: Config) -> Config:
+    """The config with local paths made absolute, for workers that run in other folders."""
+    places = {"data.source": config.data.source, "data.shards": config.data.shards, "run.dir": config.run.dir}
+    return with_overrides(config, {k: v if "://" in v else str(Path(v).resolve()) for k, v in places.items()})
+
+
 def run_uri(config: Config) -> str:
     assert config.run.name is not None, "named() comes first"
     return join_uri(config.run.dir, config.run.name)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from bts_dist.config import Config
+from bts_dist.run import absolute
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
 from shards.manifest import Manifest
@@ -15,7 +16,7 @@ Progress = Callable[[int, int], None]
 def run_pack(config: Config, report: SourceReport, progress: Progress | None = None) -> Manifest:
     """Pack a source that verified without errors.  Raises what ``shards.pack.pack`` raises."""
 
-    def packed(parallel: Callable[..., object]) -> Manifest:
+    def packed(config: Config, parallel: Callable[..., object]) -> Manifest:
         return pack(
             report,
             config.data.shards,
@@ -28,9 +29,9 @@ def run_pack(config: Config, report: SourceReport, progress: Progress | None = N
         )
 
     if config.cluster.runtime != "ray":
-        return packed(process_map(config.pack.workers))
+        return packed(config, process_map(config.pack.workers))
     with ray_cluster(config.cluster):
-        return packed(ray_map())
+        return packed(absolute(config), ray_map())
 
 
 def packed_id(config: Config, report: SourceReport) -> str:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bts_dist.config import Config
+from bts_dist.run import absolute
 from bts_dist.score import ModelPlace, run_score
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
@@ -17,7 +19,9 @@ def run_scoring(place: ModelPlace, config: Config, progress: Progress | None = N
 
     Returns the location of the results and the content of ``score.json``.
     """
-    workers = config.cluster.workers
+    config, workers = absolute(config), config.cluster.workers
+    if "://" not in place.run:
+        place = ModelPlace(str(Path(place.run).resolve()), place.name)
     if config.cluster.runtime != "ray":
         return run_score(place, config, 1, map, progress)
     with ray_cluster(config.cluster):

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
-from bts_dist.run import check_same_recipe, open_run, run_uri, workspace
+from bts_dist.run import absolute, check_same_recipe, open_run, run_uri, workspace
 from bts_dist.runtime import local_runtime, torchrun_runtime
 from bts_dist.train import check_fit, train
 from cluster.ray_runtime import ray_runtime
@@ -54,7 +54,7 @@ def fit_on_ray(config: Config, callbacks: Sequence[UserCallback] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="bts-ray-") as scratch:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"config": config.model_dump_json()},
+            train_loop_config={"config": absolute(config).model_dump_json()},
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.gpus_per_worker > 0,

@@ -13,7 +13,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from bts_dist.compose import dump_yaml, with_overrides
 from bts_dist.config import Config, TuneConfig
-from bts_dist.run import open_run, run_uri
+from bts_dist.run import absolute, open_run, run_uri
 from bts_dist.train import check_fit
 from cluster.resources import max_concurrent, ray_cluster
 from cluster.train_job import fit_on_ray
@@ -94,7 +94,7 @@ def run_search(config: Config, progress: Progress | None = None) -> Search:
     check_fit(config, config.cluster.workers)
     with ray_cluster(config.cluster), tempfile.TemporaryDirectory(prefix="bts-tune-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(trial, base=config.model_dump_json()), DRIVER),
+            tune.with_resources(tune.with_parameters(trial, base=absolute(config).model_dump_json()), DRIVER),
             param_space=space,
             tune_config=tune.TuneConfig(
                 metric=METRIC,
