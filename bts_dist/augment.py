@@ -25,7 +25,7 @@ _STREAM = 0xA06
 
 def augment(
     image_BCHW: Tensor,
-    truth_B1HW: Tensor,  # noqa: N803
+    truth_B1HW: Tensor,
     ids: NDArray[np.int64],
     *,
     seed: int,
@@ -40,8 +40,8 @@ def augment(
     grid = _sampling_grid(scalars, field.view(-1, 2, GRID, GRID), config, image_BCHW.shape[-2:])
     if grid is not None:
         image_BCHW = F.grid_sample(image_BCHW, grid, padding_mode="border", align_corners=False)
-        truth_B1HW = F.grid_sample(truth_B1HW, grid, padding_mode="zeros", align_corners=False)  # noqa: N806
-        truth_B1HW = (truth_B1HW > 0.5).float()  # noqa: N806
+        truth_B1HW = F.grid_sample(truth_B1HW, grid, padding_mode="zeros", align_corners=False)
+        truth_B1HW = (truth_B1HW > 0.5).float()
     return _change_intensity(image_BCHW, scalars, ids, seed, epoch, config), truth_B1HW
 
 
@@ -49,7 +49,8 @@ def uniforms(ids: NDArray[np.int64], seed: int, epoch: int, num: int) -> NDArray
     """``num`` uniform numbers in (0, 1) for each sample; float32 (B, num)."""
     counters = np.arange(num, dtype=np.uint64)
     bits = hash64(_STREAM, seed, epoch, ids.astype(np.uint64)[:, None], counters)
-    return (((bits >> np.uint64(40)).astype(np.float64) + 0.5) / 2.0**24).astype(np.float32)
+    # 23 bits and a half: with one more, the largest would round to 1 in float32.
+    return (((bits >> np.uint64(41)).astype(np.float64) + 0.5) / 2.0**23).astype(np.float32)
 
 
 def _normals(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,7 +62,7 @@ def _normals(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _sampling_grid(
-    scalars: Tensor, field_B2GG: Tensor, config: AugmentConfig, size: torch.Size  # noqa: N803
+    scalars: Tensor, field_B2GG: Tensor, config: AugmentConfig, size: torch.Size
 ) -> Tensor | None:
     """Where each output pixel is read from, in grid_sample's [-1, 1] coordinates; (B, H, W, 2)."""
     if config.flip == config.flip_vertical == config.affine == config.elastic == 0:

@@ -6,6 +6,7 @@ not match, the folder is no checkpoint.  Nothing is ever unpickled.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,6 +59,11 @@ class TrainState:
 
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` is the name of a checkpoint."""
+    return re.fullmatch(r"step-\d{8,}", text) is not None
 
 
 def save(state: TrainState, config: Config, folder: Path) -> None:
@@ -151,7 +157,8 @@ def publish(folder: Path, run: ObjectStore, name: str) -> None:
 
 def names(run: ObjectStore) -> list[str]:
     """Names of the checkpoints in a run, whole or not, newest first."""
-    return sorted({e.key.split("/")[1] for e in run.list(f"{FOLDER}/")}, reverse=True)
+    found = {e.key.split("/")[1] for e in run.list(f"{FOLDER}/")}
+    return sorted((name for name in found if is_name(name)), reverse=True)
 
 
 def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
@@ -164,6 +171,8 @@ def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
     prefix = f"{FOLDER}/{name}/"
     try:
         listed = json.loads(run.get(prefix + FILES))
+        if not isinstance(listed, dict):
+            raise ValueError(f"{FILES} is damaged")
         for file in [*listed, FILES]:
             (dest / file).write_bytes(run.get(prefix + file))
     except MissingObject as error:
@@ -184,15 +193,30 @@ def fetch_newest(run: ObjectStore, dest: Path, note: Note) -> Path | None:
     return None
 
 
-def prune(run: ObjectStore, keep: int, best: str | None) -> None:
-    """Delete all but the ``keep`` newest checkpoints and the best one."""
-    for name in names(run)[keep:]:
-        if name == best:
+def prune(run: ObjectStore, newest: str, keep: int) -> None:
+    """Delete all but the ``keep`` newest checkpoints, ``newest`` the first, and the best one that each of them names.
+
+    Whichever of the kept ones training resumes from, its best one is there.  What lies beyond ``newest`` was passed
+    over as damaged when training resumed before it, and goes.
+    """
+    found = names(run)
+    kept = [name for name in found if name <= newest][:keep]
+    best = {_best_of(run, name) for name in kept}
+    for name in found:
+        if name in kept or name in best:
             continue
         # Without files.json it no longer counts, so a kill half-way leaves nothing to trust.
         run.delete(f"{FOLDER}/{name}/{FILES}")
         for entry in run.list(f"{FOLDER}/{name}/"):
             run.delete(entry.key)
+
+
+def _best_of(run: ObjectStore, name: str) -> str | None:
+    try:
+        best: str | None = json.loads(run.get(f"{FOLDER}/{name}/state.json"))["progress"]["best"]
+    except (MissingObject, ValueError, KeyError):
+        return None  # damaged: nothing will resume from it
+    return best
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,16 +20,25 @@ from shards.errors import InputError
 
 Tree = dict[str, Any]
 
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with one mend: 3e-4 is a number, which the standard reads as a string."""
 
 
-def load_config(paths: Sequence[Path | str] = (), sets: Sequence[str] = ()) -> Config:
-    """Build the config from YAML files, left to right, and then ``section.field=value`` strings.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(
+    paths: Sequence[Path | str] = (), sets: Sequence[str] = (), base: Config | None = None
+) -> Config:
+    """Lay YAML files, left to right, and then ``section.field=value`` strings over ``base`` or the defaults.
 
     Raises:
         InputError: a file or key does not exist, a value has the wrong type, or a combination is refused.
     """
-    tree: Tree = Config().model_dump(mode="json")
+    tree: Tree = (base or Config()).model_dump(mode="json")
     for path in paths:
         tree = _merge(tree, _read_yaml(Path(path)))
     for text in sets:
@@ -71,23 +80,23 @@ def _read_yaml(path: Path) -> Tree:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise InputError(f"--config {path}: no such file{hint}")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        tree = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected sections such as `optim:` at the top, found {type(tree).__name__}")
+        raise InputError(
+            f"{path}: expected sections such as `optim:` at the top, found {type(tree).__name__}"
+        )
     return tree
 
 
 def _parse(text: str) -> Any:
-    # YAML 1.1 reads 3e-4 as a string; people mean a number.
     try:
-        value = yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set: {text!r} is not a YAML value: {error}") from error
-    return float(text) if isinstance(value, str) and _EXPONENT.fullmatch(text.strip()) else value
 
 
 def _nest(key: str, value: Any) -> Tree:
@@ -98,19 +107,25 @@ def _nest(key: str, value: Any) -> Tree:
 
 
 def _merge(base: Tree, layer: Tree) -> Tree:
-    if "kind" in layer and "kind" in base and layer["kind"] != base["kind"]:
-        return layer
+    """Lay the fields of ``layer``'s sections over ``base``'s.  A field is replaced whole, also one that is a dict."""
     merged = dict(base)
-    for key, value in layer.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    for name, section in layer.items():
+        old = merged.get(name)
+        if isinstance(old, dict) and isinstance(section, dict) and not _changes_kind(old, section):
+            merged[name] = {**old, **section}
+        else:
+            merged[name] = section
     return merged
 
 
+def _changes_kind(old: Tree, new: Tree) -> bool:
+    return "kind" in old and "kind" in new and old["kind"] != new["kind"]
+
+
 def _validate(tree: Tree) -> Config:
-    # JSON mode: "5" is not a number, and 3 is not a path.
+    # JSON mode: "5" is not a number, and 3 is not a path.  What only YAML knows, such as a date, becomes a string.
     try:
-        return Config.model_validate_json(json.dumps(tree), strict=True)
+        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise InputError("\n".join(_explain(e) for e in error.errors())) from error
 

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shards.config import DataConfig, HoldoutSplit, PackConfig, PhantomConfig, Section, SplitConfig, StoreConfig
+from shards.config import (
+    DataConfig,
+    HoldoutSplit,
+    PackConfig,
+    PhantomConfig,
+    Section,
+    SplitConfig,
+    StoreConfig,
+)
 
 
 class UNetConfig(Section):
@@ -151,7 +159,8 @@ class TrainConfig(Section):
 class ScoreConfig(Section):
     batch: int = Field(default=32, ge=1)
     mirror: bool = True
-    """Average the prediction with that of the left-right flipped slice, in validation and in scoring."""
+    """Average the prediction with that of the left-right flipped slice, in validation and in scoring.  It is chosen
+    with the model: scoring another way than validating is refused."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of patients behind each 95 % interval."""
     tolerance_px: float = Field(default=2.0, ge=0)
@@ -176,7 +185,9 @@ class TuneConfig(Section):
     reduction: int = Field(default=2, ge=2)
     """ASHA keeps one trial of this many at each rung."""
     seed: int = Field(default=0, ge=0)
-    space: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"optim.lr": {"loguniform": [3e-4, 6e-3]}})
+    space: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {"optim.lr": {"loguniform": [3e-4, 6e-3]}}
+    )
     """Config key to ``{loguniform: [low, high]}``, ``{uniform: [low, high]}`` or ``{choice: [...]}``."""
 
 

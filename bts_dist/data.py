@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,12 +19,13 @@ from shards.reader import SplitReader
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as they lie in the shards: uint8 and un-normalised."""
+    """Samples as they lie in the shards: images and masks uint8, un-normalised."""
 
     ids: Ids
     image_BHWC: Tensor
     mask_BHW: Tensor
     mean_BC: Tensor
+    """Normalisation figures of each sample's volume, float32.  ``std_BC`` likewise."""
     std_BC: Tensor
 
     def __len__(self) -> int:
@@ -73,8 +74,7 @@ class SampleSource:
                 images[row], masks[row] = image, mask
         index = self.reader.index
         tensors = (images, masks, index.mean[ids], index.std[ids])
-        pinned = (_to_tensor(t) for t in tensors)
-        return Batch(ids, *pinned)
+        return Batch(ids, *(_to_tensor(t) for t in tensors))
 
     def native_mask(self, sample: int) -> Pixels:
         """The truth of a sample at native size, whatever size the model sees; uint8 (H, W) of {0, 1}."""
@@ -92,7 +92,7 @@ class SampleSource:
         return self._pool.map(lambda i: self.reader.read_resized(int(i), self.size), ids)
 
 
-def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Iterator[Batch]:
+def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Generator[Batch, None, None]:
     """Batches of the wanted ids, up to ``depth`` of them decoded ahead by a thread.
 
     An error of the thread is raised at the batch where it happened; leaving the iterator early ends the thread.
@@ -131,5 +131,6 @@ def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Ite
 
 
 def _to_tensor(array: NDArray[np.generic]) -> Tensor:
+    """The array as a tensor that a GPU, where there is one, can fetch while it computes."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if torch.cuda.is_available() else tensor

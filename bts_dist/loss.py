@@ -16,7 +16,7 @@ from bts_dist.config import BceDiceLoss
 AllReduce = Callable[[Tensor], Tensor]
 
 
-def pixel_sums(logits_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:  # noqa: N803
+def pixel_sums(logits_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:
     """The sums (cross-entropy, probability × truth, probability, truth) over all pixels; float32 (4,)."""
     logits = logits_B1HW.float()
     probability = logits.sigmoid()
@@ -30,7 +30,7 @@ def pixel_sums(logits_B1HW: Tensor, truth_B1HW: Tensor) -> Tensor:  # noqa: N803
     )
 
 
-def level_sums(outputs: Sequence[Tensor], truth_B1HW: Tensor) -> Tensor:  # noqa: N803
+def level_sums(outputs: Sequence[Tensor], truth_B1HW: Tensor) -> Tensor:
     """``pixel_sums`` of each supervised level; the truth is averaged down to the level's size; (levels, 4)."""
     sums = []
     for logits in outputs:
@@ -40,7 +40,7 @@ def level_sums(outputs: Sequence[Tensor], truth_B1HW: Tensor) -> Tensor:  # noqa
     return torch.stack(sums)
 
 
-def loss_of_sums(sums_L4: Tensor, num_pixels: int, config: BceDiceLoss) -> Tensor:  # noqa: N803
+def loss_of_sums(sums_L4: Tensor, num_pixels: int, config: BceDiceLoss) -> Tensor:
     """The loss of a global batch from its sums; ``num_pixels`` is the finest level's, over all samples.
 
     Level *i* weighs ``2 ** -i``, normalised to one, as in nnU-Net.
@@ -54,16 +54,17 @@ def loss_of_sums(sums_L4: Tensor, num_pixels: int, config: BceDiceLoss) -> Tenso
 
 
 def global_loss(
-    local_L4: Tensor,  # noqa: N803
+    local_L4: Tensor,
     num_pixels: int,
     config: BceDiceLoss,
     all_reduce: AllReduce,
-    detached_rest: Tensor | None = None,
+    total_L4: Tensor | None = None,
 ) -> Tensor:
     """The global batch's loss, whose gradient is this rank's (and this micro-batch's) own share of it.
 
     The other ranks' part of the sums is a constant here, so shares simply add: gradients must be *summed* over
-    ranks and micro-batches, not averaged.  ``detached_rest`` stands for the whole sum where it is known already.
+    ranks and micro-batches, not averaged.  ``total_L4`` is the sum over all of them, where it is known already.
     """
-    total = all_reduce(local_L4.detach().clone()) if detached_rest is None else detached_rest
-    return loss_of_sums(local_L4 + (total - local_L4.detach()), num_pixels, config)
+    own = local_L4.detach()
+    total = all_reduce(own.clone()) if total_L4 is None else total_L4
+    return loss_of_sums(local_L4 + (total - own), num_pixels, config)

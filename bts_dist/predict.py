@@ -17,7 +17,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@torch.inference_mode()
 def probabilities(
     model: nn.Module, image_BCHW: Tensor, size: tuple[int, int], *, precision: str, mirror: bool
 ) -> Tensor:
@@ -28,8 +27,9 @@ def probabilities(
     """
 
     def run(x_BCHW: Tensor) -> Tensor:
-        with autocast(x_BCHW.device, precision):
-            logits = model(x_BCHW).float()
+        with torch.inference_mode(), autocast(x_BCHW.device, precision):
+            logits: Tensor = model(x_BCHW)
+        logits = logits.float()
         if logits.shape[-2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits.sigmoid()[:, 0]
@@ -56,9 +56,7 @@ def predict_patient(
     for chunk in _chunks(ids, batch):
         image, _ = source.batch(chunk).to(device)
         image = image.contiguous(memory_format=torch.channels_last)
-        parts.append(
-            probabilities(model, image, size, precision=precision, mirror=mirror).cpu().numpy()
-        )
+        parts.append(probabilities(model, image, size, precision=precision, mirror=mirror).cpu().numpy())
         truths += [source.native_mask(int(i)) for i in chunk]
     return np.concatenate(parts), np.stack(truths)
 

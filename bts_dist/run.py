@@ -16,14 +16,24 @@ from shards.errors import InputError
 from shards.reader import cache_folder
 from shards.store import LocalStore, MissingObject, ObjectStore, join_uri, open_store
 
-TRAINING_SECTIONS = ("model", "loss", "optim", "schedule", "augment", "train", "data.image_size", "split")
+_RECIPE = ("model", "loss", "optim", "schedule", "augment", "train", "split")
+"""Sections that decide which weights come out."""
+_RECIPE_OF_DATA = ("image_size", "window_shards")
+
+
+_MAY_CHANGE = {f"train.{k}" for k in ("epochs", "early_stop", "threads", "keep_checkpoints", "log_every")}
+"""Keys of the recipe that a resumed run may change: how long it trains and how it is run and recorded."""
 
 
 def named(config: Config) -> Config:
     """The config with ``run.name`` filled in: from a hash of all that shapes the result, when it is null."""
     if config.run.name is not None:
         return config
-    shape = {**training_recipe(config), "source": config.data.source, "tune": config.tune.model_dump(mode="json")}
+    shape = {
+        **training_recipe(config),
+        "source": config.data.source,
+        "tune": config.tune.model_dump(mode="json"),
+    }
     return with_overrides(config, {"run.name": f"run-{config_hash(shape)}"})
 
 
@@ -50,10 +60,11 @@ def workspace(run: ObjectStore, config: Config) -> Path:
 
 
 def training_recipe(config: Config) -> dict[str, Any]:
-    """The settings that decide which weights come out."""
+    """The settings that decide which weights come out, as a tree of plain values."""
     tree: dict[str, Any] = config.model_dump(mode="json")
-    recipe = {name: tree[name] for name in TRAINING_SECTIONS if "." not in name}
-    return recipe | {"data": {"image_size": tree["data"]["image_size"]}}
+    return {name: tree[name] for name in _RECIPE} | {
+        "data": {name: tree["data"][name] for name in _RECIPE_OF_DATA}
+    }
 
 
 def check_same_recipe(run: ObjectStore, config: Config, scratch: Path) -> None:
@@ -68,9 +79,7 @@ def check_same_recipe(run: ObjectStore, config: Config, scratch: Path) -> None:
     if folder is None:
         return
     before, now = _flat(training_recipe(read_config(folder))), _flat(training_recipe(config))
-    differing = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
-    # How the work is spread over workers and threads changes no weights that a run promises to keep.
-    differing -= {"train.epochs", "train.threads", "train.keep_checkpoints", "train.log_every", "train.early_stop"}
+    differing = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - _MAY_CHANGE
     if differing:
         listed = "\n".join(f"  {k}: {before.get(k)} before, {now.get(k)} now" for k in sorted(differing))
         raise InputError(

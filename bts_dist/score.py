@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bts_dist import checkpoint, metrics
@@ -25,14 +24,13 @@ from bts_dist.predict import predict_patient
 from bts_dist.report import CLAIM
 from bts_dist.runtime import pick_device
 from bts_dist.surface import surface_scores
-from bts_dist.unet import UNet
+from bts_dist.unet import make_unet
 from shards.config import StoreConfig
 from shards.errors import InputError
 from shards.picture import overlay, to_png
 from shards.reader import PackedData
 from shards.store import ObjectStore, join_uri, open_store
 
-Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Model:
@@ -81,13 +79,15 @@ def find_model(uri: str, store: StoreConfig) -> ModelPlace:
     """
     uri = uri.rstrip("/")
     parent, _, name = uri.rpartition(f"/{checkpoint.FOLDER}/")
-    if parent and "/" not in name:
+    if parent and checkpoint.is_name(name):
         return ModelPlace(parent, name)
     run = open_store(uri, store)
     with tempfile.TemporaryDirectory() as scratch:
         newest = checkpoint.fetch_newest(run, Path(scratch), lambda _: None)
         if newest is None:
-            raise InputError(f"{uri} holds no whole checkpoint; train one with `bts train`, or name another run")
+            raise InputError(
+                f"{uri} holds no whole checkpoint; train one with `bts train`, or name another run"
+            )
         best = checkpoint.read_progress(newest).best
     return ModelPlace(uri, best or newest.name)
 
@@ -106,13 +106,11 @@ def load_model(place: ModelPlace, store: StoreConfig, device: torch.device) -> M
                 f"{join_uri(place.run, checkpoint.FOLDER, place.name)} is not a whole checkpoint: {error}"
             ) from error
         config = checkpoint.read_config(folder)
-        network = UNet(config.model)
+        network = make_unet(config.model, device)
         ema = folder / "ema.safetensors"
         checkpoint.load_weights(network, ema if ema.is_file() else folder / "model.safetensors")
         progress = checkpoint.read_progress(folder)
-    network = network.to(device).eval()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(network, config, progress, device)
+    return Model(network.eval(), config, progress, device)
 
 
 def check_unseen(model: Progress, data: PackedData) -> list[str]:
@@ -123,7 +121,9 @@ def check_unseen(model: Progress, data: PackedData) -> list[str]:
     """
     patients = data.test().index.patients()
     if not patients:
-        raise InputError(f"{data.store.uri} has no test patients; pack it with a test share or split.kind=none")
+        raise InputError(
+            f"{data.store.uri} has no test patients; pack it with a test share or split.kind=none"
+        )
     seen = sorted(set(patients) & set(model.patients))
     if seen:
         raise InputError(
@@ -155,7 +155,8 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
         device=model.device,
         batch=config.score.batch,
         precision=model.config.train.precision,
-        mirror=config.score.mirror,
+        # The threshold was chosen on predictions made this way.
+        mirror=model.config.score.mirror,
     )
     if not np.isfinite(probability).all():
         raise FloatingPointError(f"{patient}: the model's output is not finite; the checkpoint is of no use")
@@ -188,8 +189,17 @@ def run_score(
     """Score the test patients of ``config.data.shards`` and write the results beside the model's run.
 
     Returns the location written to and the content of ``score.json``.
+
+    Raises:
+        InputError: as ``load_model`` and ``check_unseen``; or predictions are to be made in another way than those
+            the threshold was chosen on.
     """
     model = load_model(place, config.store, torch.device("cpu"))
+    if config.score.mirror != model.config.score.mirror:
+        raise InputError(
+            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
+            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
+        )
     data = PackedData(config.data.shards, config.store)
     patients = check_unseen(model.progress, data)
     scored: list[Scored] = []
@@ -215,7 +225,7 @@ def _write(
     result = {
         **metrics.to_json(scores, estimates),
         "threshold": model.progress.threshold,
-        "checkpoint": f"{place.name} (epoch {int(np.argmax(model.progress.val_dice)) + 1})",
+        "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
         "claim": dict(CLAIM),
         "data": {
             "shards": config.data.shards,

@@ -1,12 +1,13 @@
 """One optimizer step on a global batch, and the things that stay the same from step to step."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from bts_dist.augment import augment
@@ -17,7 +18,7 @@ from bts_dist.loss import global_loss, level_sums
 from bts_dist.predict import autocast
 from bts_dist.runtime import Runtime, all_reduce
 from bts_dist.schedule import lr_factor
-from bts_dist.unet import UNet
+from bts_dist.unet import make_unet
 from shards.order import EpochOrder, hash64
 
 
@@ -40,10 +41,10 @@ class Trainer:
 
     def evaluated_model(self) -> nn.Module:
         """The weights that are validated and scored: the moving average where there is one."""
-        model = UNet(self.config.model).to(self.runtime.device)
+        model = make_unet(self.config.model, self.runtime.device)
         ema = self.state.ema
         model.load_state_dict(ema.weights if ema is not None else self.state.model.state_dict())
-        return model.to(memory_format=torch.channels_last).eval()
+        return model.eval()
 
     def lr(self, epoch: float) -> float:
         """Learning rate at a fractional epoch."""
@@ -52,16 +53,18 @@ class Trainer:
 
 
 def train_step(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """One optimizer step on this rank's part of a global batch of ``batch_size``; its loss and gradient norm."""
+    """One optimizer step on this rank's part of a global batch of ``batch_size`` samples.
+
+    Returns the global batch's loss and the gradient's norm, float32 scalars equal on every rank.
+    """
     cfg, runtime, state = trainer.config, trainer.runtime, trainer.state
-    # Dropout's numbers follow from the position alone, so there is no generator state to save.
-    torch.manual_seed(int(hash64(cfg.train.seed, state.progress.step, runtime.rank)) & (2**63 - 1))
     image, truth = batch.to(runtime.device)
     image, truth = augment(image, truth, batch.ids, seed=cfg.train.seed, epoch=epoch, config=cfg.augment)
     if cfg.train.channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
     num_pixels = batch_size * truth.shape[-1] * truth.shape[-2]
-    chunks = list(_micro_batches(image, truth, cfg.train.micro_batch))
+    num_chunks = _num_micro_batches(batch_size, runtime.world_size, cfg.train.micro_batch)
+    chunks = list(zip(image.tensor_split(num_chunks), truth.tensor_split(num_chunks), strict=True))
 
     # One forward pass finds the global sums; with micro-batches the gradients then need a second one.
     total = None if len(chunks) == 1 else all_reduce(_sums_without_gradient(trainer, chunks))
@@ -69,11 +72,10 @@ def train_step(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> t
     loss = image.new_zeros(())
     for number, (x, y) in enumerate(chunks):
         with _synchronise(trainer.network, number == len(chunks) - 1):
-            with autocast(runtime.device, cfg.train.precision):
-                outputs = trainer.network(x)
-            loss = global_loss(level_sums(outputs, y), num_pixels, cfg.loss, all_reduce, total)
+            sums = _sums(trainer, trainer.network, x, y, number)
+            loss = global_loss(sums, num_pixels, cfg.loss, all_reduce, total)
             # Shares of the gradient add up over ranks; DistributedDataParallel takes their mean.
-            (loss * runtime.world_size).backward()
+            torch.autograd.backward(loss * runtime.world_size)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), cfg.optim.grad_clip or float("inf"))
     state.optimizer.step()
     if state.ema is not None:
@@ -83,16 +85,46 @@ def train_step(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> t
 
 @torch.no_grad()
 def _sums_without_gradient(trainer: Trainer, chunks: list[tuple[Tensor, Tensor]]) -> Tensor:
-    sums = []
-    for x, y in chunks:
-        with autocast(trainer.runtime.device, trainer.config.train.precision):
-            outputs = trainer.state.model(x)
-        sums.append(level_sums(outputs, y))
-    return torch.stack(sums).sum(dim=0)
+    # On copies of the buffers: the pass with gradients is the one that moves the running statistics.
+    buffers = {name: buffer.clone() for name, buffer in trainer.state.model.named_buffers()}
+
+    def network(x_BCHW: Tensor) -> Any:
+        return functional_call(trainer.state.model, buffers, (x_BCHW,))
+
+    return torch.stack([_sums(trainer, network, x, y, n) for n, (x, y) in enumerate(chunks)]).sum(dim=0)
 
 
-def _micro_batches(image: Tensor, truth: Tensor, size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(image.split(size or len(image)), truth.split(size or len(truth)), strict=True)
+def _sums(
+    trainer: Trainer, network: Callable[[Tensor], Any], x_BCHW: Tensor, truth_B1HW: Tensor, number: int
+) -> Tensor:
+    """Loss sums of micro-batch ``number``; the same however often it is passed through the network."""
+    cfg, runtime = trainer.config, trainer.runtime
+    # Dropout's numbers follow from the position alone, so there is no generator state to save.
+    key = hash64(cfg.train.seed, trainer.state.progress.step, runtime.rank, number)
+    torch.manual_seed(int(key) & (2**63 - 1))
+    with autocast(runtime.device, cfg.train.precision):
+        outputs = network(x_BCHW)
+    return level_sums(outputs, truth_B1HW)
+
+
+def average_buffers(trainer: Trainer) -> None:
+    """Give every rank the mean of all ranks' running statistics, so that all go on, validate and save alike."""
+    if trainer.runtime.world_size == 1:
+        return
+    weights = [trainer.state.model.state_dict(), *([trainer.state.ema.weights] if trainer.state.ema else [])]
+    for name, buffer in trainer.state.model.named_buffers():
+        if buffer.is_floating_point():
+            for tensors in weights:
+                all_reduce(tensors[name]).div_(trainer.runtime.world_size)
+
+
+def _num_micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
+    """Into how many micro-batches each rank cuts its part: as many on every rank, since ranks meet in each.
+
+    Parts differ by a sample.  Where the smallest has too few samples for so many, a micro-batch has one more.
+    """
+    smallest, largest = batch_size // world_size, -(-batch_size // world_size)
+    return 1 if micro_batch is None else min(smallest, -(-largest // micro_batch))
 
 
 def _synchronise(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:

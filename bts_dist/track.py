@@ -6,8 +6,9 @@ from, so that its record reads as one run.
 
 import json
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +17,10 @@ from typing import Any, Protocol, Self
 from PIL import Image
 
 from bts_dist.config import Config
-from shards.store import LocalStore, MissingObject, ObjectStore
+from shards.store import AlreadyExists, LocalStore, MissingObject, ObjectStore
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb-id"
 
 Row = Mapping[str, float | int]
 
@@ -76,8 +78,11 @@ class RunTracker:
         self._append("note", step, {"text": text})
 
     def flush(self) -> None:
-        if not isinstance(self.run, LocalStore):
-            self.run.put(METRICS, self.workspace / METRICS)
+        if isinstance(self.run, LocalStore):
+            return  # the workspace is the run
+        self.run.put(METRICS, self.workspace / METRICS)
+        if self.wandb_run is not None:
+            self._upload_wandb(self.wandb_run.id)
 
     def _append(self, kind: str, step: int, row: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **row}
@@ -90,43 +95,50 @@ class RunTracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if (self.workspace / METRICS).is_file():
-            self.flush()
         if self.wandb_run is not None:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
-            self._upload_wandb()
+        self.flush()
 
-    def _upload_wandb(self) -> None:
+    def _upload_wandb(self, wandb_id: str) -> None:
         """Keep the offline record beside the run; W&B itself can only write to a local folder."""
-        if isinstance(self.run, LocalStore):
-            return
         root = self.workspace / "wandb"
-        for path in sorted(root.rglob("*")):
+        for path in sorted(root.glob(f"*-{wandb_id}/**/*")):
             if path.is_file() and not path.is_symlink():
-                self.run.put(f"wandb/{path.relative_to(root).as_posix()}", path)
+                # Its bytes as they are now: the log grows while it is open.
+                self.run.put(f"wandb/{path.relative_to(root).as_posix()}", path.read_bytes())
+
+
+def wandb_id(run: ObjectStore) -> str:
+    """The W&B id of a run: drawn once and kept in the run, so that every attempt continues one W&B run."""
+    with suppress(AlreadyExists):
+        run.put(WANDB_ID, uuid.uuid4().hex[:12].encode(), if_absent=True)
+    return run.get(WANDB_ID).decode()
 
 
 def open_tracker(
-    config: Config, run: ObjectStore, workspace: Path, *, step: int, wandb_id: str, name: str, job_type: str = "train"
+    config: Config, run: ObjectStore, workspace: Path, *, step: int, wandb_id: str
 ) -> RunTracker:
     """Track a run from position ``step`` on; rows of an earlier attempt after it are dropped."""
-    workspace.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_metrics(run) if row["step"] <= step] if step else []
-    (workspace / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return RunTracker(run, workspace, _open_wandb(config, workspace, wandb_id, name, job_type))
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    # As a store, since that replaces the file in one go.
+    LocalStore(str(workspace), workspace).put(METRICS, text.encode())
+    name = run.uri.rsplit("/", 1)[-1]
+    return RunTracker(run, workspace, _open_wandb(config, workspace, wandb_id, name))
 
 
 def read_metrics(run: ObjectStore, kind: str | None = None) -> list[dict[str, Any]]:
     """Rows of a run's ``metrics.jsonl``, of one kind or of all; empty when there is none yet."""
     try:
-        lines = run.get(METRICS).decode().splitlines()
+        lines = run.get(METRICS).split(b"\n")
     except MissingObject:
         return []
-    rows = [json.loads(line) for line in lines]
+    # What follows the last newline is nothing, or a row that a kill cut short.
+    rows = [json.loads(line) for line in lines[:-1]]
     return [row for row in rows if kind in (None, row["kind"])]
 
 
-def _open_wandb(config: Config, workspace: Path, wandb_id: str, name: str, job_type: str) -> Any | None:
+def _open_wandb(config: Config, workspace: Path, wandb_id: str, name: str) -> Any | None:
     if config.track.wandb == "disabled":
         return None
     import wandb
@@ -137,7 +149,7 @@ def _open_wandb(config: Config, workspace: Path, wandb_id: str, name: str, job_t
         mode=config.track.wandb,
         project=config.track.project,
         name=name,
-        job_type=job_type,
+        job_type="train",
         config=config.model_dump(mode="json"),
         dir=workspace,
         # The record is of the experiment: no command line, console or host of whoever ran it.

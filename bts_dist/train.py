@@ -1,9 +1,13 @@
-"""The training loop: load, step, validate, save, report.  It knows its ``Runtime`` and nothing of what is behind it."""
+"""The training loop: load, step, validate, save, report.
 
-import hashlib
+It knows its ``Runtime`` and nothing of what is behind it.
+"""
+
+import math
 import os
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -15,10 +19,10 @@ from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import SampleSource, prefetch
 from bts_dist.optim import Ema, make_optimizer, set_lr
-from bts_dist.runtime import Runtime
-from bts_dist.step import Trainer, train_step
-from bts_dist.track import NullTracker, Tracker, open_tracker
-from bts_dist.unet import UNet, count_parameters
+from bts_dist.runtime import Runtime, all_reduce
+from bts_dist.step import Trainer, average_buffers, train_step
+from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
+from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
 from shards.errors import InputError
 from shards.order import check_batch
@@ -32,37 +36,32 @@ def train(config: Config, runtime: Runtime, run: ObjectStore, workspace: Path) -
     ``workspace`` is a local folder for rank 0's records.  Every rank returns the same progress.
 
     Raises:
-        InputError: data, model and world size do not fit together.
-        FloatingPointError: the loss is not finite.
+        InputError: data, model and world size do not fit together, or the run cannot be resumed like this.
+        FloatingPointError: the loss or its gradient is not finite.
     """
     notes: list[str] = []
     trainer = _prepare(config, runtime, notes)
     progress = trainer.state.progress
-    with _tracker(trainer, run, workspace) as tracker:
+    with closing(trainer.train), closing(trainer.val), _tracker(trainer, run, workspace) as tracker:
         for note in [*notes, _description(trainer)]:
             tracker.note(progress.step, note)
         while not _finished(config, progress):
-            epoch = progress.epoch
+            epoch, lr = progress.epoch, trainer.lr(progress.epoch)
             started = time.monotonic()
             loss = _train_epoch(trainer, epoch, tracker)
             trained = time.monotonic()
-            result = _validate(trainer)
-            if _record(progress, result) and runtime.rank == 0:
-                pictures = draw_overlays(trainer.evaluated_model(), trainer.val, config, runtime.device)
-                tracker.images(progress.step, pictures)
-            seconds = {"time/train_s": trained - started, "time/val_s": time.monotonic() - trained}
-            samples = trainer.order(epoch).num_samples
+            result = _validate(trainer, tracker)
+            validated = time.monotonic()
             row = {
                 "epoch": progress.epoch,
                 "train/loss": loss,
-                "lr": trainer.lr(epoch),
+                "lr": lr,
                 **result.metrics,
-                **seconds,
-                "samples_per_s": samples / seconds["time/train_s"],
+                "time/train_s": trained - started,
+                "time/val_s": validated - trained,
+                "samples_per_s": trainer.order(epoch).num_samples / (trained - started),
             }
             _save(trainer, row, tracker, run)
-    trainer.train.close()
-    trainer.val.close()
     return progress
 
 
@@ -100,11 +99,9 @@ def _prepare(config: Config, runtime: Runtime, notes: list[str]) -> Trainer:
     train = SampleSource(data.training("train"), config.data)
     val = SampleSource(data.training("val"), config.data)
     torch.manual_seed(config.train.seed)
-    model = UNet(config.model).to(runtime.device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model: nn.Module = make_unet(config.model, runtime.device, channels_last=config.train.channels_last)
     if config.model.norm == "batch" and runtime.world_size > 1 and runtime.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     ema = Ema(model, config.optim.ema) if config.optim.ema is not None else None
     patients = sorted({*train.reader.index.patient, *val.reader.index.patient})
     progress = Progress(data_id=data.manifest.data_id, patients=patients)
@@ -117,43 +114,71 @@ def _prepare(config: Config, runtime: Runtime, notes: list[str]) -> Trainer:
                 f"the run to resume was trained on data set {state.progress.data_id}, {config.data.shards} is "
                 f"{data.manifest.data_id}; give the run another name with --set run.name=…"
             )
+    _check_same_start(runtime, state.progress.step)
     network: nn.Module = model
     if runtime.world_size > 1:
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        # Running statistics are averaged once an epoch; rank 0's at every step would drop what the others saw.
+        network = DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     return Trainer(config, runtime, network, state, train, val)
 
 
+def _check_same_start(runtime: Runtime, step: int) -> None:
+    """Raise ``InputError`` on every rank unless all of them start at the same step."""
+    steps = torch.zeros(runtime.world_size, dtype=torch.int64, device=runtime.device)
+    steps[runtime.rank] = step
+    found = all_reduce(steps).tolist()
+    if len(set(found)) > 1:
+        raise InputError(
+            f"the workers found checkpoints of different steps, by rank {found}; put run.dir where every node "
+            "sees the same files, or on s3://"
+        )
+
+
 def _train_epoch(trainer: Trainer, epoch: int, tracker: Tracker) -> float:
-    """Take every step of one epoch; the mean loss of its steps."""
+    """Take every step of one epoch; the mean loss of its steps.  Afterwards all ranks hold the same weights."""
     cfg, runtime, progress = trainer.config, trainer.runtime, trainer.state.progress
     order = trainer.order(epoch)
     first = progress.step
     parts = (order.part(step, runtime.rank, runtime.world_size) for step in range(order.num_steps))
     trainer.network.train()
     losses: list[Tensor] = []
-    logged = time.monotonic()
-    for step, batch in enumerate(prefetch(trainer.train, parts)):
-        lr = trainer.lr(epoch + step / order.num_steps)
-        set_lr(trainer.state.optimizer, lr)
-        start, stop = order.bounds(step)
-        loss, norm = train_step(trainer, batch, epoch, stop - start)
-        losses.append(loss)
-        progress.step = first + step + 1
-        if progress.step % cfg.train.log_every == 0:
-            _check_finite(loss, progress.step)
-            now = time.monotonic()
-            row = {"loss": float(loss), "lr": lr, "epoch": epoch + (step + 1) / order.num_steps}
-            rate = (stop - start) * cfg.train.log_every / (now - logged)
-            tracker.log("step", progress.step, {**row, "grad_norm": float(norm), "samples_per_s": rate})
-            logged = now
+    norms: list[Tensor] = []
+    logged_at, logged_samples = time.monotonic(), 0
+    with closing(prefetch(trainer.train, parts)) as batches:
+        for step, batch in enumerate(batches):
+            lr = trainer.lr(epoch + step / order.num_steps)
+            set_lr(trainer.state.optimizer, lr)
+            start, stop = order.bounds(step)
+            loss, norm = train_step(trainer, batch, epoch, stop - start)
+            losses.append(loss)
+            norms.append(norm)
+            progress.step = first + step + 1
+            if progress.step % cfg.train.log_every == 0:
+                _check_finite(loss, norm, progress.step)
+                now = time.monotonic()
+                row = {"loss": float(loss), "lr": lr, "grad_norm": float(norm)}
+                rate = {"samples_per_s": (stop - logged_samples) / (now - logged_at)}
+                tracker.log(
+                    "step", progress.step, {**row, "epoch": epoch + (step + 1) / order.num_steps, **rate}
+                )
+                logged_at, logged_samples = now, stop
     mean = torch.stack(losses).mean()
-    _check_finite(mean, progress.step)
+    _check_finite(mean, torch.stack(norms).mean(), progress.step)
+    average_buffers(trainer)
     return float(mean)
 
 
-def _validate(trainer: Trainer) -> Validation:
-    return validate(trainer.evaluated_model(), trainer.val, trainer.config, trainer.runtime)
+def _validate(trainer: Trainer, tracker: Tracker) -> Validation:
+    """Validate the weights, take the result into the progress and draw the predictions when they are the best."""
+    model, progress = trainer.evaluated_model(), trainer.state.progress
+    result = validate(model, trainer.val, trainer.config, trainer.runtime)
+    if _record(progress, result) and trainer.runtime.rank == 0:
+        pictures = draw_overlays(model, trainer.val, trainer.config, trainer.runtime.device)
+        tracker.images(progress.step, pictures)
+    return result
 
 
 def _record(progress: Progress, result: Validation) -> bool:
@@ -176,11 +201,12 @@ def _save(trainer: Trainer, row: dict[str, float | int], tracker: Tracker, run: 
         return
     # The record goes first: a checkpoint is never ahead of the rows that led to it.
     tracker.flush()
+    name = checkpoint.checkpoint_name(progress.step)
     with tempfile.TemporaryDirectory(prefix="bts-checkpoint-") as scratch:
-        folder = Path(scratch) / checkpoint.checkpoint_name(progress.step)
+        folder = Path(scratch) / name
         checkpoint.save(trainer.state, cfg, folder)
         runtime.report(row, folder)
-    checkpoint.prune(run, cfg.train.keep_checkpoints, progress.best)
+    checkpoint.prune(run, name, cfg.train.keep_checkpoints)
 
 
 def _finished(config: Config, progress: Progress) -> bool:
@@ -190,13 +216,14 @@ def _finished(config: Config, progress: Progress) -> bool:
     return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
 
-def _check_finite(loss: Tensor, step: int) -> None:
-    # The loss is global, so every rank sees the same value and all of them stop here.
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(
-            f"the loss is {float(loss)} at step {step}; nothing of this epoch was saved. Lower optim.lr, set "
-            "optim.grad_clip, or use train.precision=fp32"
-        )
+def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
+    # Both are global, so every rank sees the same values and all of them stop here.
+    for what, value in (("loss", float(loss)), ("gradient's norm", float(norm))):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {what} is {value} at step {step}; nothing of this epoch was saved. Lower optim.lr, set "
+                "optim.grad_clip, or use train.precision=fp32"
+            )
 
 
 def _set_threads(config: Config, runtime: Runtime) -> None:
@@ -211,12 +238,8 @@ def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path) -> Tracker:
         return NullTracker()
     progress = trainer.state.progress
     if progress.wandb_id is None:
-        # Fixed by the run's place, so that an attempt that died before its first checkpoint is continued too.
-        progress.wandb_id = hashlib.sha256(run.uri.encode()).hexdigest()[:12]
-    name = run.uri.rsplit("/", 1)[-1]
-    return open_tracker(
-        trainer.config, run, workspace, step=progress.step, wandb_id=progress.wandb_id, name=name
-    )
+        progress.wandb_id = wandb_id(run)
+    return open_tracker(trainer.config, run, workspace, step=progress.step, wandb_id=progress.wandb_id)
 
 
 def _description(trainer: Trainer) -> str:

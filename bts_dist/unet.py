@@ -4,6 +4,8 @@ Two convolutions a level, strided max-pooling down, transposed convolutions up, 
 (Lee et al., AISTATS 2015), one logit map for each of the coarser decoder levels too.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -59,19 +61,21 @@ class UNet(nn.Module):
             ConvBlock(i, o, config.norm, config.dropout) for i, o in zip(ins, widths, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
-        above = list(zip(widths[:-1], widths[1:], strict=True))[::-1]
+        above = list(pairwise(widths))[::-1]
         self.up = nn.ModuleList(nn.ConvTranspose2d(lower, w, 2, stride=2) for w, lower in above)
         self.merge = nn.ModuleList(ConvBlock(2 * w, w, config.norm, config.dropout) for w, _ in above)
         # nnU-Net leaves the two coarsest levels unsupervised: their maps are too small to mean much.
         supervised = max(1, config.depth - 2) if config.deep_supervision else 1
-        self.heads = nn.ModuleList(nn.Conv2d(w, 1, 1) for w in widths[:supervised])
+        heads = [nn.Conv2d(w, 1, 1) for w in widths[:supervised]]
+        self.heads = nn.ModuleList(heads)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
-        for head in self.heads:
+        for head in heads:
             nn.init.normal_(head.weight, std=0.01)
-            # Tumour is about one pixel in a hundred: start from that prior, not from one in two.
-            nn.init.constant_(head.bias, -4.0)
+            if head.bias is not None:
+                # Tumour is about one pixel in a hundred: start from that prior, not from one in two.
+                nn.init.constant_(head.bias, -4.0)
 
     def forward(self, x_BCHW: Tensor) -> Tensor | list[Tensor]:
         skips: list[Tensor] = []
@@ -88,6 +92,14 @@ class UNet(nn.Module):
             finest: Tensor = self.heads[0](levels[0])
             return finest
         return [head(level) for head, level in zip(self.heads, levels, strict=False)]
+
+
+def make_unet(config: UNetConfig, device: torch.device, *, channels_last: bool = True) -> UNet:
+    """A fresh UNet on ``device``, weights laid out channels-last, as convolutions like them best, when asked to."""
+    model = UNet(config).to(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:

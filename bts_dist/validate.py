@@ -1,13 +1,12 @@
 """Validation after each epoch: integer counts per slice on the validation patients, at several thresholds.
 
-Patients are dealt out over the ranks and the counts gathered, so the figures do not depend on the world size.
+Patients are dealt out over the ranks and the counts added up, so the figures do not depend on the world size.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -16,7 +15,7 @@ from bts_dist import metrics
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.predict import predict_patient
-from bts_dist.runtime import Runtime
+from bts_dist.runtime import Runtime, all_reduce
 from shards.picture import overlay
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -41,11 +40,13 @@ def validate(model: nn.Module, source: SampleSource, config: Config, runtime: Ru
     index = source.reader.index
     # Longest first, dealt in turn: ranks finish at about the same time.
     patients = sorted(index.patients(), key=lambda p: (-len(index.samples_of(p)), p))
-    own: dict[str, SliceCounts] = {}
+    counts = torch.zeros(len(THRESHOLDS), len(index), 3, dtype=torch.int64)
     for patient in patients[runtime.rank :: runtime.world_size]:
-        own[patient] = _count(model, source, patient, config, runtime.device)
-    counts = _gather(own, runtime.world_size)
-    return _summarise([counts[p] for p in sorted(counts)])
+        found = _count(model, source, patient, config, runtime.device)
+        counts[:, index.samples_of(patient)] = torch.from_numpy(found)
+    # Each rank's counts are nought where another's are not, so their sum holds them all.
+    gathered = all_reduce(counts.to(runtime.device)).cpu().numpy()
+    return _summarise([gathered[:, index.samples_of(p)] for p in index.patients()])
 
 
 def draw_overlays(
@@ -86,16 +87,8 @@ def _count(
     return np.stack([metrics.count(probability > t, truth > 0) for t in THRESHOLDS])
 
 
-def _gather(own: dict[str, SliceCounts], world_size: int) -> dict[str, SliceCounts]:
-    if world_size == 1:
-        return own
-    # Lists of integers, not arrays: what crosses is plain data of a few kilobytes.
-    parts: list[dict[str, list[list[list[int]]]] | None] = [None] * world_size
-    dist.all_gather_object(parts, {p: c.tolist() for p, c in own.items()})
-    return {p: np.asarray(c, np.int64) for part in parts if part for p, c in part.items()}
-
-
 def _summarise(counts: list[SliceCounts]) -> Validation:
+    """The figures of a validation from each patient's counts, int64 (thresholds, slices, 3)."""
     at_half = THRESHOLDS.index(0.5)
     threshold, tuned = metrics.best_threshold([c.sum(axis=1) for c in counts], THRESHOLDS)
     slices = np.concatenate([c[at_half] for c in counts])

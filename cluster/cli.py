@@ -3,20 +3,21 @@
 Knobs are config keys, set with ``--set``; there are no other options for them.
 """
 
-import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from bts_dist.compose import load_config
 from bts_dist.config import Config
 from bts_dist.run import named, run_uri
 from cluster import console
 from shards.errors import InputError
+from shards.store import StoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Distributed training for brain tumour segmentation: pack, tune, train, score, report.",
 )
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 ConfigFiles = Annotated[
     list[Path] | None,
@@ -40,11 +44,9 @@ ModelOption = Annotated[
 
 
 @app.callback()
-def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    if debug:
-        os.environ["BTS_DEBUG"] = "1"
+def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    # Read again where errors are told, which is also reached when parsing itself fails.
+    del debug
 
 
 @app.command()
@@ -78,7 +80,10 @@ def verify(
         return
     with console.progress("verify") as update:
         manifest = check_packed(packed, cfg.store, update)
-    console.stage("verify", f"{packed}: {len(manifest.shards)} shards, {manifest.num_samples()} samples, all intact")
+    console.stage(
+        "verify", f"{packed}: {len(manifest.shards)} shards, {manifest.num_samples()} samples, all intact"
+    )
+    console.next_step(f"bts train --set data.shards={packed}")
 
 
 @app.command()
@@ -87,15 +92,20 @@ def pack(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     from cluster import stages
 
     cfg = _load(config, overrides)
-    stages.pack(cfg)
-    console.next_step(f"bts train {_same(config, overrides)}")
+    stages.pack(cfg, stages.verify(cfg))
+    if cfg.split.kind == "none":
+        console.next_step(f"bts score --model RUN --set data.shards={cfg.data.shards}")
+    else:
+        console.next_step(f"bts train {_same(config, overrides)}")
 
 
 @app.command()
 def inspect(
     config: ConfigFiles = None,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option("--out", help="Contact sheet to write.")] = Path("contact-sheet.png"),
+    output: Annotated[Path, typer.Option("--out", help="Contact sheet to write.")] = Path(
+        "contact-sheet.png"
+    ),
 ) -> None:
     """Print what a packed data set holds and draw a contact sheet of training slices."""
     from cluster import inspection
@@ -131,10 +141,13 @@ def score(config: ConfigFiles = None, overrides: Overrides = None, model: ModelO
     """Score a model on the held-out test patients of data.shards."""
     from cluster import stages
 
-    cfg = _load(config, overrides)
-    if model is None and cfg.run.name is None and not config:
-        raise InputError("say which model to score: --model RUN_OR_CHECKPOINT, or the --config it was trained with")
-    location = stages.score(named(cfg), model)
+    if model is None and not config:
+        raise InputError(
+            "say which model to score: --model RUN_OR_CHECKPOINT, or the --config it was trained with"
+        )
+    # Without a config file the model's own says where its data lies and how it was scored.
+    base = stages.model_config(model) if model is not None and not config else None
+    location = stages.score(named(load_config(config or [], overrides or [], base)), model)
     run, _, folder = location.rpartition("/")
     suffix = "" if folder == "score" else f" --scores {folder}"
     console.next_step(f"bts report --model {run}{suffix}")
@@ -145,13 +158,15 @@ def report(
     config: ConfigFiles = None,
     overrides: Overrides = None,
     model: ModelOption = None,
-    scores: Annotated[str, typer.Option("--scores", help="Which scores of the run.", metavar="FOLDER")] = "score",
+    scores: Annotated[
+        str, typer.Option("--scores", help="Which scores of the run.", metavar="FOLDER")
+    ] = "score",
 ) -> None:
     """Write a run's HTML report."""
     from cluster import stages
 
     cfg = named(_load(config, overrides))
-    stages.report(model or run_uri(cfg), cfg, scores)
+    console.next_step(f"open {stages.report(model or run_uri(cfg), cfg, scores)}")
 
 
 @app.command()
@@ -163,8 +178,11 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     cfg = named(_load(config, overrides))
     console.stage("run", run_uri(cfg))
 
+    # Bad input shows before a cluster is started.
+    source = stages.verify(cfg)
+
     def main_job() -> None:
-        stages.pack(cfg)
+        stages.pack(cfg, source)
         best = stages.tune(cfg) if cfg.tune.trials else cfg
         stages.train(best)
         stages.score(best)
@@ -178,46 +196,45 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
         main_job()
 
 
-def main() -> None:
-    """Entry point: exit code 2 for bad input, 1 for a failure, 130 for Ctrl-C."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``bts``."""
+    sys.exit(guarded(arguments))
 
 
-def guarded(command: Callable[[], object]) -> int:
-    """Run a command; its exit code.  Errors become one message without a traceback, unless ``--debug``."""
-    import click
+def guarded(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C.
 
+    An error is one message without a traceback, unless ``--debug`` is given.
+    """
     try:
-        result = command()
-        return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        console.err.print("interrupted; the same command goes on where it stopped")
-        return 130
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except InputError as error:
+        result = app(arguments, standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except typer.Exit as error:
+        code = error.exit_code
+    except (InputError, typer.TyperException) as error:
         return _explain(error, 2)
     except Exception as error:  # noqa: BLE001 - the last line of defence: told to the user, exit code 1
         return _explain(error, 1)
-
-
-def _explain(error: Exception, code: int) -> int:
-    if os.environ.get("BTS_DEBUG"):
-        traceback.print_exception(error)
-    text = str(error) if isinstance(error, InputError | RuntimeError) else f"{type(error).__name__}: {error}"
-    console.err.print(f"[bold red]error[/bold red] {_escape(text)}")
-    if code == 1 and not os.environ.get("BTS_DEBUG"):
-        console.err.print("  `bts --debug …` shows where it happened")
+    if code == INTERRUPTED:
+        console.err.print("interrupted; the same command goes on where it stopped")
     return code
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _explain(error: Exception, code: int) -> int:
+    debug = "--debug" in sys.argv
+    if debug:
+        traceback.print_exception(error)
+    spoken = isinstance(error, InputError | RuntimeError | FloatingPointError | StoreError)
+    if isinstance(error, typer.TyperException):
+        text = f"{error.format_message()} (`bts --help` lists commands and options)"
+    else:
+        text = str(error) if spoken else f"{type(error).__name__}: {error}"
+    console.err.print("[bold red]error[/bold red]", escape(text))
+    if code == 1 and not debug:
+        console.err.print("  `bts --debug …` shows where it happened")
+    return code
 
 
 def _load(config: list[Path] | None, overrides: list[str] | None) -> Config:

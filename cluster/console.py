@@ -1,6 +1,8 @@
 """How commands speak to people: progress bars on a terminal, plain lines elsewhere, tables and next steps."""
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
+PLAIN_WIDTH = 400
+"""Widest table where no terminal sets a width: a file name is never cut in two there."""
+
+# Of torchrun's processes only the first speaks.
+_QUIET = os.environ.get("RANK", "0") != "0"
+out = Console(
+    highlight=False, soft_wrap=True, quiet=_QUIET, width=None if sys.stdout.isatty() else PLAIN_WIDTH
+)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 PLAIN_EVERY_S = 10.0

@@ -21,7 +21,9 @@ def inspect(config: Config, output: Path) -> None:
     for split, patients in manifest.patients.items():
         shards = [s for s in manifest.shards if s.split == split]
         size = sum(s.bytes for s in shards) / 2**20
-        rows.append((split, str(len(patients)), str(manifest.num_samples(split)), str(len(shards)), f"{size:.1f}"))
+        rows.append(
+            (split, str(len(patients)), str(manifest.num_samples(split)), str(len(shards)), f"{size:.1f}")
+        )
     console.show_table(f"{config.data.shards}  ({manifest.format}, data id {manifest.data_id})", rows)
     provenance = manifest.provenance
     console.out.print(

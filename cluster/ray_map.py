@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster, with the same signature as ``shards.pack.process_map``."""
+"""Tasks on a Ray cluster, with the same signature as ``shards.parallel.process_map``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -7,7 +7,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 
-def ray_map(num_cpus: float = 1, retries: int = 3) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
+def ray_map(
+    num_cpus: float = 1, retries: int = 3
+) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
     """Run tasks anywhere on the cluster and yield results as they finish.
 
     A task whose worker or node dies is run again; one that raises is not, and its own error is raised here.

@@ -1,10 +1,13 @@
 """The Ray cluster a command runs on: joined or started, checked, and left as it was found."""
 
 import logging
+import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -58,28 +61,25 @@ def max_concurrent(config: ClusterConfig) -> int:
     return max(1, int(min(fits)))
 
 
-def worker_environment() -> dict[str, str]:
-    """Environment of every worker.
-
-    Ray frees a stopped trial's workers through the dashboard, whose address it does not hand down by itself.
-    """
-    context = ray.get_runtime_context()
-    url = ray._private.worker.get_dashboard_url()
-    names = {"BTS_RAY_JOB": context.get_job_id()}
-    return names | ({"RAY_API_SERVER_ADDRESS": f"http://{url}"} if url else {})
-
-
 def _connect(config: ClusterConfig) -> None:
     # Ray's own progress and warnings would drown ours; worker errors reach us as exceptions.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
-        cpus = max(os.cpu_count() or 1, int(config.workers * config.cpus_per_worker + 0.999))
-        ray.init(num_cpus=cpus, include_dashboard=True, **options)
+        cpus = max(os.cpu_count() or 1, math.ceil(config.workers * config.cpus_per_worker))
+        port = _free_port()
+        environment = _environment(f"127.0.0.1:{port}")
+        ray.init(
+            num_cpus=cpus, include_dashboard=True, dashboard_port=port, runtime_env=environment, **options
+        )
     else:
         try:
             ray.init(address=config.address, **options)
+            environment = _environment(ray._private.worker.get_dashboard_url())
+            ray.shutdown()
+            ray.init(address=config.address, runtime_env=environment, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at cluster.address={config.address} ({error}); start one with "
@@ -89,3 +89,19 @@ def _connect(config: ClusterConfig) -> None:
     if token.is_file():
         # Ray makes it readable by all.
         token.chmod(0o600)
+
+
+def _environment(dashboard: str | None) -> dict[str, Any]:
+    """Environment of every process of the job.
+
+    When ASHA stops a trial, a watcher of Ray's frees the trial's workers, and it asks the dashboard who is alive.
+    Left to itself it guesses the dashboard's address, and with two clusters on a machine it gives up and the
+    workers' CPUs are lost to the job for good.
+    """
+    return {"env_vars": {"RAY_API_SERVER_ADDRESS": f"http://{dashboard}"} if dashboard else {}}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -14,7 +14,9 @@ from cluster.resources import ray_cluster
 Progress = Callable[[int, int], None]
 
 
-def run_scoring(place: ModelPlace, config: Config, progress: Progress | None = None) -> tuple[str, dict[str, Any]]:
+def run_scoring(
+    place: ModelPlace, config: Config, progress: Progress | None = None
+) -> tuple[str, dict[str, Any]]:
     """Score a model on the test patients of ``data.shards``.  Raises what ``bts_dist.score`` raises.
 
     Returns the location of the results and the content of ``score.json``.

@@ -7,18 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bts_dist import checkpoint
 from bts_dist.compose import config_hash, load_config, with_overrides
 from bts_dist.config import Config
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
-from bts_dist.score import ModelPlace, find_model, read_score
+from bts_dist.score import ModelPlace, find_model, load_model, read_score
 from bts_dist.track import METRICS, read_metrics
 from cluster import console
 from cluster.pack_job import packed_id, run_pack
 from cluster.score_job import run_scoring
 from cluster.train_job import final_progress, run_training
-from cluster.tune_job import BEST, TRIALS, Search, run_search
+from cluster.tune_job import BEST, TRIALS, Search, run_search, values_of
+from shards.config import StoreConfig
 from shards.errors import InputError
 from shards.manifest import Manifest, find_manifest, load_manifest
 from shards.store import MissingObject, ObjectStore, join_uri, open_store
@@ -53,9 +56,8 @@ def verify(config: Config) -> SourceReport:
     return report
 
 
-def pack(config: Config) -> Manifest:
-    """Verify and pack the source, unless the shards are already there."""
-    report = verify(config)
+def pack(config: Config, report: SourceReport) -> Manifest:
+    """Pack a verified source, unless the shards are already there."""
     existing = find_manifest(open_store(config.data.shards, config.store))
     if existing is not None and existing.data_id == packed_id(config, report):
         console.stage("pack", f"up to date: {config.data.shards} ({_counts(existing)})")
@@ -98,9 +100,7 @@ def best_config(run: ObjectStore, config: Config) -> Config:
         path.write_bytes(run.get(BEST))
         best = load_config([path])
     # Where things lie may have changed since; what was searched has not.
-    return with_overrides(
-        config, {key: value for key, value in _searched(best, config).items()}
-    )
+    return with_overrides(config, values_of(best, config.tune.space))
 
 
 def train(config: Config) -> None:
@@ -114,7 +114,7 @@ def train(config: Config) -> None:
     metrics = workspace(run, config) / METRICS
     with console.follow_training(metrics, "train", config.train.epochs):
         progress = run_training(config)
-    if os.environ.get("RANK", "0") != "0" and config.cluster.runtime == "torchrun":
+    if config.cluster.runtime == "torchrun" and os.environ["RANK"] != "0":
         return
     progress = final_progress(config)
     best = max(progress.val_dice)
@@ -124,6 +124,12 @@ def train(config: Config) -> None:
         f"{run.uri}: {progress.epoch} epochs, best val dice/patient {best:.4f} in {progress.best} "
         f"(threshold {_best_threshold(config, progress.best):.1f})",
     )
+
+
+def model_config(model: str) -> Config:
+    """The config a model was trained with."""
+    store = StoreConfig()
+    return load_model(find_model(model, store), store, torch.device("cpu")).config
 
 
 def score(config: Config, model: str | None = None) -> str:
@@ -163,13 +169,16 @@ def report(run_location: str, config: Config, folder: str = "score") -> str:
             f"{run_location} has no score yet; score it first: bts score --model {run_location}"
         ) from None
     overlays: list[Overlay] = [
-        (p["patient"], result["pictures"][p["patient"]], p["dice"], run.get(f"{folder}/overlays/{p['patient']}.png"))
+        (
+            p["patient"],
+            result["pictures"][p["patient"]],
+            p["dice"],
+            run.get(f"{folder}/overlays/{p['patient']}.png"),
+        )
         for p in _extremes(result["patients"])
     ]
     shown = {k: v for k, v in result.items() if k not in ("pictures", "config")}
-    record = RunRecord(
-        name, result["config"], read_metrics(run, "epoch"), shown, overlays, _trials(run)
-    )
+    record = RunRecord(name, result["config"], read_metrics(run, "epoch"), shown, overlays, _trials(run))
     key = "report.html" if folder == "score" else f"{folder}/report.html"
     with tempfile.TemporaryDirectory() as scratch:
         page = write_report(record, Path(scratch) / "report.html")
@@ -191,7 +200,9 @@ def show_scores(result: dict[str, Any]) -> None:
         median = "–" if m["median"] is None else f"{m['median']:.4f}"
         interval = f"{m['low']:.4f} – {m['high']:.4f}"
         rows.append((name, f"{m['mean']:.4f}", median, interval, str(m["n"]), m["rule"]))
-    console.show_table(f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", rows)
+    console.show_table(
+        f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", rows
+    )
 
 
 def _show_search(search: Search, config: Config) -> None:
@@ -200,17 +211,6 @@ def _show_search(search: Search, config: Config) -> None:
     for trial in search.trials:
         rows.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.values()])
     console.show_table(f"Search over {', '.join(config.tune.space)}", rows)
-
-
-def _searched(best: Config, config: Config) -> dict[str, Any]:
-    tree = best.model_dump(mode="json")
-    values: dict[str, Any] = {}
-    for key in config.tune.space:
-        value: Any = tree
-        for part in key.split("."):
-            value = value[part]
-        values[key] = value
-    return values
 
 
 def _trials(run: ObjectStore) -> list[dict[str, Any]]:

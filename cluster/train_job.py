@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -16,7 +15,7 @@ from bts_dist.run import absolute, check_same_recipe, open_run, run_uri, workspa
 from bts_dist.runtime import local_runtime, torchrun_runtime
 from bts_dist.train import check_fit, train
 from cluster.ray_runtime import ray_runtime
-from cluster.resources import ray_cluster, worker_environment
+from cluster.resources import ray_cluster
 from shards.errors import InputError
 
 
@@ -66,7 +65,6 @@ def fit_on_ray(config: Config, callbacks: Sequence[UserCallback] = ()) -> None:
                 storage_path=_ray_storage(config, scratch),
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
                 callbacks=list(callbacks),
-                worker_runtime_env={"env_vars": worker_environment()},
             ),
         )
         try:

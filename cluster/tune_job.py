@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ def parse_space(config: Config) -> dict[str, Any]:
         InputError: a distribution is unknown or malformed, or one of its values does not fit its key.
     """
     space: dict[str, Any] = {}
+    values_of(config, config.tune.space)
     for key, entry in config.tune.space.items():
         where = f"tune.space: {key}"
         if len(entry) != 1:
@@ -101,7 +102,7 @@ def run_search(config: Config, progress: Progress | None = None) -> Search:
                 mode="max",
                 num_samples=config.tune.trials,
                 search_alg=BasicVariantGenerator(
-                    points_to_evaluate=[default_point(config)],
+                    points_to_evaluate=[values_of(config, config.tune.space)],
                     random_state=config.tune.seed,
                     # Tune does not count the workers of a trial, nor heed its own limit with this generator.
                     max_concurrent=max_concurrent(config.cluster),
@@ -109,7 +110,10 @@ def run_search(config: Config, progress: Progress | None = None) -> Search:
                 scheduler=_scheduler(config.tune),
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=scratch, verbose=0, callbacks=[_Counter(progress, config.tune.trials)]
+                name="search",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Counter(progress, config.tune.trials)],
             ),
         )
         results = tuner.fit()
@@ -123,7 +127,7 @@ def trial(values: dict[str, Any], *, base: str) -> None:
     fit_on_ray(config, [TuneReportCallback()])
 
 
-def default_point(config: Config) -> dict[str, Any]:
+def values_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:
     """The config's own values of the searched keys.
 
     Raises:
@@ -131,11 +135,13 @@ def default_point(config: Config) -> dict[str, Any]:
     """
     point: dict[str, Any] = {}
     tree = config.model_dump(mode="json")
-    for key in config.tune.space:
+    for key in keys:
         value: Any = tree
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise InputError(f"tune.space: {key} is not a key of this config; the search starts from its value")
+                raise InputError(
+                    f"tune.space: {key} is not a key of this config; the search starts from the config's own value"
+                )
             value = value[part]
         point[key] = value
     return point
@@ -177,7 +183,9 @@ def _conclude(config: Config, results: Any) -> Search:
     trials = []
     for number, result in enumerate(results):
         history = [] if result.metrics_dataframe is None else result.metrics_dataframe[METRIC].tolist()
-        status = "failed" if result.error else "stopped early" if len(history) < config.tune.epochs else "finished"
+        status = (
+            "failed" if result.error else "stopped early" if len(history) < config.tune.epochs else "finished"
+        )
         trials.append(
             {
                 "trial": number,
@@ -190,11 +198,12 @@ def _conclude(config: Config, results: Any) -> Search:
     ranked = [t for t in trials if t[METRIC] is not None and t["status"] != "failed"]
     if not ranked:
         errors = [str(r.error).strip().splitlines()[-1] for r in results if r.error]
-        raise RuntimeError(f"all {len(trials)} trials failed; the first said: {errors[0] if errors else 'nothing'}")
+        raise RuntimeError(
+            f"all {len(trials)} trials failed; the first said: {errors[0] if errors else 'nothing'}"
+        )
     winner = max(ranked, key=lambda t: float(t[METRIC]))
     best = with_overrides(config, {key: winner[key] for key in config.tune.space})
     run = open_run(config)
     run.put(TRIALS, json.dumps(trials, indent=1).encode())
     run.put(BEST, dump_yaml(best).encode())
     return Search(best, trials)
-

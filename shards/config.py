@@ -84,7 +84,7 @@ class StoreConfig(Section):
     part_mib: int = Field(default=16, ge=5)
     """Size of one part of a multipart upload, in MiB."""
     cache_dir: str | None = None
-    """Node-local folder for shards fetched from ``s3://``; null is ``$XDG_CACHE_HOME/bts-dist`` or ``~/.cache/bts-dist``."""
+    """Node-local folder for shards fetched from ``s3://``; null is ``bts-dist`` in $XDG_CACHE_HOME or ~/.cache."""
 
 
 class PhantomConfig(Section):

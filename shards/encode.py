@@ -2,6 +2,9 @@
 
 import io
 import json
+import math
+import struct
+import tokenize
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +21,19 @@ IMAGE_SUFFIX: dict[str, str] = {"png": "image.png", "webp": "image.webp", "raw":
 MASK_SUFFIX = "mask.png"
 META_SUFFIX = "json"
 
+# What Pillow and numpy raise for files with random bytes changed.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    tokenize.TokenError,
+    Image.DecompressionBombError,
+)
+
 
 def encode_image(image_HWC: Pixels, encoding: Encoding) -> bytes:
     """Encode a uint8 (H, W, 3) slice; the same bytes for the same pixels and library versions."""
@@ -28,7 +44,9 @@ def encode_image(image_HWC: Pixels, encoding: Encoding) -> bytes:
         case "webp":
             Image.fromarray(image_HWC).save(out, "WEBP", lossless=True, quality=40, method=3)
         case "raw":
-            np.lib.format.write_array(out, np.ascontiguousarray(image_HWC), version=(1, 0), allow_pickle=False)
+            np.lib.format.write_array(
+                out, np.ascontiguousarray(image_HWC), version=(1, 0), allow_pickle=False
+            )
     return out.getvalue()
 
 
@@ -40,14 +58,26 @@ def decode_image(data: bytes, name: str) -> Pixels:
     """
     try:
         if name.endswith(".npy"):
-            image = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            image = _read_npy(data)
         else:
-            image = np.asarray(Image.open(io.BytesIO(data), formats=["PNG", "WEBP"]))
-    except (OSError, ValueError, SyntaxError) as error:
+            image = np.asarray(Image.open(io.BytesIO(data), formats=[name.rpartition(".")[2].upper()]))
+    except _DAMAGE as error:
         raise InputError(f"{name}: damaged image ({error}); fetch or pack the shard again") from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"{name}: expected uint8 (H, W, 3), found {image.dtype} {image.shape}")
     return image
+
+
+def _read_npy(data: bytes) -> Pixels:
+    """The array of an .npy file whose payload is plain bytes; nothing in it is ever unpickled."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not version 1.0 of .npy")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    payload = len(data) - file.tell()
+    if dtype != np.uint8 or fortran_order or math.prod(shape) != payload:
+        raise ValueError(f"{dtype} {shape} in {payload} bytes is no uint8 image")
+    return np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape)
 
 
 def encode_mask(mask_HW: Pixels) -> bytes:
@@ -65,13 +95,12 @@ def decode_mask(data: bytes, name: str) -> Pixels:
     """
     try:
         picture = Image.open(io.BytesIO(data), formats=["PNG"])
-        if picture.mode != "1":
-            raise InputError(f"{name}: expected a one-bit mask, found mode {picture.mode}")
-        return np.asarray(picture).astype(np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, InputError):
-            raise
+        mask_HW = np.asarray(picture)
+    except _DAMAGE as error:
         raise InputError(f"{name}: damaged mask ({error}); fetch or pack the shard again") from error
+    if picture.mode != "1":
+        raise InputError(f"{name}: expected a one-bit mask, found mode {picture.mode}")
+    return mask_HW.astype(np.uint8)
 
 
 def encode_meta(meta: dict[str, Any]) -> bytes:

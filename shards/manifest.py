@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -19,6 +18,7 @@ from shards.store import MissingObject, ObjectStore
 FORMAT: Literal["bts-shards/1"] = "bts-shards/1"
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
+SHARDS = "shards/"
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -91,7 +91,7 @@ def find_manifest(store: ObjectStore) -> Manifest | None:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "whole file"
         raise InputError(
             f"{store.uri}/{MANIFEST} is not a {FORMAT} manifest ({where}: {first['msg']}); pack the data again"
         ) from error
@@ -120,7 +120,7 @@ def load_index(store: ObjectStore, manifest: Manifest) -> pa.Table:
     """The index, checked against the manifest.
 
     Raises:
-        InputError: it is missing, is not the one the manifest names, or counts other samples.
+        InputError: it is missing, is not the one the manifest names, or lists samples of other shards.
     """
     try:
         data = store.get(INDEX)
@@ -133,11 +133,27 @@ def load_index(store: ObjectStore, manifest: Manifest) -> pa.Table:
             "it was changed or damaged: pack the data again"
         )
     table = pq.read_table(io.BytesIO(data))
-    counts = dict(zip(*np.unique(table["shard"].to_numpy(), return_counts=True), strict=True))
-    for shard in manifest.shards:
-        if counts.get(shard.name, 0) != shard.samples:
-            raise InputError(
-                f"{store.uri}: the manifest gives {shard.name} {shard.samples} samples, the index "
-                f"{counts.get(shard.name, 0)}; pack the data again"
-            )
+    if table.schema != INDEX_SCHEMA:
+        raise InputError(f"{store.uri}/{INDEX} has other columns than {FORMAT} has; pack the data again")
+    _check_rows(table, manifest, store.uri)
     return table
+
+
+def _check_rows(table: pa.Table, manifest: Manifest, uri: str) -> None:
+    """Rows must stand shard by shard in the manifest's order, for a sample's number says where it lies."""
+    place = table.select(["shard", "split"]).to_pylist()
+    start = 0
+    for shard in manifest.shards:
+        rows = place[start : start + shard.samples]
+        right = rows.count({"shard": shard.name, "split": shard.split})
+        if right != shard.samples:
+            raise InputError(
+                f"{uri}: the manifest gives {shard.name} {shard.samples} {shard.split} samples, the index "
+                f"{right} of them in its place; pack the data again"
+            )
+        start += shard.samples
+    if start != len(place):
+        raise InputError(
+            f"{uri}: the index goes on with {len(place) - start} samples of {place[start]['shard']}, "
+            "which the manifest does not count; pack the data again"
+        )

@@ -58,7 +58,9 @@ def assign_splits(patients: Sequence[Stratum], split: HoldoutSplit | NoSplit) ->
     """
     if isinstance(split, NoSplit):
         return {p.patient: "test" for p in patients}
-    shares = [1 / split.folds] * split.folds if split.fold is not None else [split.train, split.val, split.test]
+    shares = (
+        [1 / split.folds] * split.folds if split.fold is not None else [split.train, split.val, split.test]
+    )
     if len(patients) < len(shares):
         raise InputError(
             f"{len(patients)} patients cannot be split into {len(shares)} groups; add patients, "
@@ -89,7 +91,7 @@ def _deal(num: int, shares: Sequence[float], seed: int) -> list[int]:
 
 def _totals(num: int, shares: Sequence[float]) -> list[int]:
     """Whole sizes of the groups by largest remainder, each at least one."""
-    exact = np.asarray(shares) * num
+    exact = np.asarray(shares) / sum(shares) * num
     totals = np.floor(exact + 1e-9).astype(int)
     for group in np.argsort(totals - exact, kind="stable")[: num - totals.sum()]:
         totals[group] += 1

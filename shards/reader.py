@@ -6,13 +6,13 @@ is hashed once a process before the first sample is decoded from it.
 
 import hashlib
 import os
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -74,6 +74,10 @@ class PackedData:
 
     def training(self, split: TrainingSplit) -> "SplitReader":
         """Samples to train or choose on.  Test samples cannot be asked for here."""
+        if split not in get_args(TrainingSplit):
+            raise ValueError(
+                f"training on the {split} split is not possible; only {get_args(TrainingSplit)} are"
+            )
         return self._reader(split)
 
     def test(self) -> "SplitReader":
@@ -119,25 +123,34 @@ class SplitReader:
         Raises:
             InputError: the shard is missing or its bytes are not the packed ones; it names shard and key.
         """
-        path, where = self._locate(sample)
-        name = f"{where}.{self._manifest.image_suffix}"
-        image = decode_image(_read_span(path, self.index.image_span[sample]), name)
+        data, name = self._member(sample, self.index.image_span[sample], self._manifest.image_suffix)
+        image = decode_image(data, name)
         if image.shape[:2] != self.native_size:
             raise InputError(f"{name}: {image.shape[:2]} pixels, the manifest says {self.native_size}")
         return image, self.read_mask(sample)
 
     def read_mask(self, sample: int) -> Pixels:
         """The mask alone; as ``read``."""
-        path, where = self._locate(sample)
-        name = f"{where}.{MASK_SUFFIX}"
-        mask = decode_mask(_read_span(path, self.index.mask_span[sample]), name)
+        data, name = self._member(sample, self.index.mask_span[sample], MASK_SUFFIX)
+        mask = decode_mask(data, name)
         if mask.shape != self.native_size:
             raise InputError(f"{name}: {mask.shape} pixels, the manifest says {self.native_size}")
         return mask
 
-    def _locate(self, sample: int) -> tuple[Path, str]:
+    def _member(self, sample: int, span: NDArray[np.int64], suffix: str) -> tuple[bytes, str]:
+        """A member's bytes, and its name for messages: the shard's, then its own."""
         shard = self.index.shard_names[self.index.shard[sample]]
-        return self._files.path(shard), f"{shard}: {self.index.key[sample]}"
+        name = f"{shard}: {self.index.key[sample]}.{suffix}"
+        try:
+            path = self._files.path(shard)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        try:
+            return _read_span(path, span), name
+        except OSError as error:
+            raise InputError(
+                f"{name}: cannot be read from {path} ({error}); copy or pack it again"
+            ) from error
 
     def read_resized(self, sample: int, size: int | None) -> tuple[Pixels, Pixels]:
         """As ``read``, scaled to ``size`` pixels a side: averaging for the image, majority for the mask."""
@@ -155,7 +168,7 @@ class ShardFiles:
     def __init__(self, store: ObjectStore, manifest: Manifest, config: StoreConfig) -> None:
         self._store = store
         self._shards = {s.name: s for s in manifest.shards}
-        self._cache = cache_folder(config)
+        self._cache = LocalStore(str(cache_folder(config)), cache_folder(config).absolute())
         self._verified: dict[str, Path] = {}
         self._lock = threading.Lock()
 
@@ -167,42 +180,43 @@ class ShardFiles:
             return self._verified[name]
 
     def _fetch(self, name: str) -> Path:
-        shard = self._shards[name]
+        sha256 = self._shards[name].sha256
         if isinstance(self._store, LocalStore):
-            path = self._store.root / name
-            if not path.is_file():
-                raise InputError(f"{self._store.uri}/{name} is missing; pack the data again")
-            _check_bytes(path.read_bytes(), shard.sha256, f"{self._store.uri}/{name}")
-            return path
-        path = self._cache / f"{shard.sha256}.tar"
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256:
-            return path
-        try:
-            data = self._store.get(name)
-        except MissingObject as error:
-            raise InputError(f"{self._store.uri}/{name} is missing; pack the data again") from error
-        _check_bytes(data, shard.sha256, f"{self._store.uri}/{name}")
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
-        return path
+            _checked(self._store, name, sha256)
+            return self._store.root / name
+        copy = f"{sha256}.tar"
+        if not _holds(self._cache, copy, sha256):
+            self._cache.put(copy, _checked(self._store, name, sha256))
+        return self._cache.root / copy
 
 
 def cache_folder(config: StoreConfig) -> Path:
     """Where this node keeps shards fetched from object storage."""
     if config.cache_dir is not None:
-        return Path(config.cache_dir)
+        return Path(config.cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bts-dist"
 
 
-def _check_bytes(data: bytes, sha256: str, where: str) -> None:
+def _holds(cache: LocalStore, key: str, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(cache.get(key)).hexdigest() == sha256
+    except MissingObject:
+        return False
+
+
+def _checked(store: ObjectStore, name: str, sha256: str) -> bytes:
+    """A shard's bytes, if they are the packed ones."""
+    try:
+        data = store.get(name)
+    except MissingObject as error:
+        raise InputError(f"{store.uri}/{name} is missing; copy or pack it again") from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise InputError(
-            f"{where}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}… ({len(data)} bytes found); "
-            "the shard was changed or damaged: copy or pack it again"
+            f"{store.uri}/{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}… "
+            f"({len(data)} bytes found); the shard was changed or damaged: copy or pack it again"
         )
+    return data
 
 
 def _read_span(path: Path, span: NDArray[np.int64]) -> bytes:
@@ -210,5 +224,5 @@ def _read_span(path: Path, span: NDArray[np.int64]) -> bytes:
         return os.pread(file.fileno(), int(span[1]), int(span[0]))
 
 
-def _columns(table: object, *names: str) -> NDArray[np.generic]:
-    return np.stack([table[name].to_numpy() for name in names], axis=1)  # type: ignore[index]
+def _columns(table: pa.Table, *names: str) -> NDArray[np.generic]:
+    return np.stack([table[name].to_numpy() for name in names], axis=1)

@@ -132,6 +132,8 @@ def check_key(key: str) -> None:
 
 _TEMPORARY = re.compile(r"\.bts-[0-9a-f]{32}\.tmp")
 
+_TRIES = 100  # of making a folder
+
 _REMEDIES = {
     errno.EACCES: "give this user access to it, or choose another folder",
     errno.EPERM: "give this user access to it, or choose a folder on a file system with hard links",
@@ -161,7 +163,10 @@ def _explained(what: str, path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LocalStore:
-    """Objects as files below one folder, which the first ``put`` creates."""
+    """Objects as files below one folder, which the first ``put`` creates.
+
+    Folders below it come and go with the objects in them, as they do in a bucket.
+    """
 
     uri: str
     root: Path
@@ -181,10 +186,10 @@ class LocalStore:
         temporary = path.with_name(f".bts-{uuid.uuid4().hex}.tmp")
         with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
             with _explained("create", path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                opened = _open_new(temporary)
             with _explained("write to", path.parent):
                 try:
-                    _write_durably(temporary, source)
+                    _write_durably(opened, source)
                     if if_absent:
                         self._link_once(temporary, path, key)
                     else:
@@ -204,6 +209,11 @@ class LocalStore:
         path = self._path(key)
         with _explained("delete", path), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+            for folder in path.parents[: key.count("/")]:
+                try:
+                    folder.rmdir()
+                except OSError:  # not empty, or not ours to remove
+                    break
 
     def _path(self, key: str) -> Path:
         check_key(key)
@@ -233,8 +243,17 @@ class LocalStore:
             raise AlreadyExists(key, self.uri) from error
 
 
-def _write_durably(path: Path, source: BinaryIO) -> None:
-    with path.open("xb") as file:
+def _open_new(path: Path) -> BinaryIO:
+    """Create a file and its folder, which a deletion next door may take away before the file is in it."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
+    raise FileNotFoundError(errno.ENOENT, "the folder keeps vanishing", str(path.parent))
+
+
+def _write_durably(opened: BinaryIO, source: BinaryIO) -> None:
+    with opened as file:
         shutil.copyfileobj(source, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
@@ -242,7 +261,10 @@ def _write_durably(path: Path, source: BinaryIO) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a new name in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # deleted since, with all that was in it
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -3,16 +3,16 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.config import StoreConfig
-from shards.source import Contents, PatientFiles, Pixels, Problem, find_patients, read_contents
+from shards.layout import PatientFiles, Problem, find_patients
+from shards.parallel import process_map
+from shards.source import Contents, Pixels, read_contents
 from shards.store import ObjectStore, open_store
 
 SEQUENCES = ("pre", "flair", "post")
@@ -84,7 +84,7 @@ def verify_source(
     """
     patients, problems = find_patients(open_store(source, config))
     scans: list[PatientScan] = []
-    for scan in _scan_all(source, config, patients, workers):
+    for scan in process_map(workers)(partial(_scan_at, source, config), patients):
         scans.append(scan)
         if progress is not None:
             progress(len(scans), len(patients))
@@ -285,18 +285,6 @@ def _odd_shapes(scans: Sequence[PatientScan]) -> Iterator[Problem]:
             what = f"has slices of {scan.shape[0]}×{scan.shape[1]} pixels, most patients {height}×{width}"
             remedy = "resample all patients to one size, or pack them apart"
             yield Problem("error", scan.patient, f"{scan.folder}/", what, remedy)
-
-
-def _scan_all(
-    source: str, config: StoreConfig, patients: Sequence[PatientFiles], workers: int
-) -> Iterator[PatientScan]:
-    scan = partial(_scan_at, source, config)
-    if workers == 1:
-        yield from map(scan, patients)
-        return
-    # Spawned, not forked: a fork of a process with threads (boto3's, BLAS's) can deadlock.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(scan, patients)
 
 
 def _scan_at(source: str, config: StoreConfig, patient: PatientFiles) -> PatientScan:

@@ -1,7 +1,6 @@
 """Fixtures that several test files share: a real S3 server, started by the first test that asks for it."""
 
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import hypothesis
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this file
-
 from fault_proxy import FaultProxy
 from swift_server import ACCESS_KEY, SECRET_KEY, SwiftServer, install
+
+# A busy machine is no fault of the code: by default Hypothesis fails an example that takes 200 ms.
+hypothesis.settings.register_profile("bts-dist", deadline=None)
+hypothesis.settings.load_profile("bts-dist")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import phantom
+from shards.anatomy import FLAIR
 from shards.config import PhantomConfig, StoreConfig
 from shards.errors import InputError
-from shards.phantom import FLAIR, SCANNERS, generate, render
-from shards.source import find_patients, read_volume
+from shards.layout import find_patients
+from shards.phantom import SCANNERS, generate, render
+from shards.source import read_volume
 from shards.store import open_store
 from shards.verify import head_figures, head_mask, verify_source
 

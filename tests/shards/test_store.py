@@ -123,6 +123,35 @@ def test_delete_is_idempotent(store: ObjectStore) -> None:
     assert store.list() == [Entry("a/c", 1)]
 
 
+def test_deleting_takes_the_folders_it_empties_but_not_the_store_itself(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    for key in ("parts/deep/1.json", "parts/2.json", "notes/deep/3"):
+        store.put(key, b"x")
+    store.delete("parts/deep/1.json")
+    assert sorted(os.listdir(tmp_path / "store" / "parts")) == ["2.json"]
+    store.delete("parts/2.json")
+    assert os.listdir(tmp_path / "store") == ["notes"]
+    store.delete("notes/deep/3")
+    assert os.listdir(tmp_path / "store") == []
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_folder_that_another_thread_empties_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # only to be quick
+    store = open_store(str(tmp_path))
+
+    def come_and_go(number: int) -> None:
+        for _ in range(60):
+            store.put(f"parts/{number}", b"x")
+            store.delete(f"parts/{number}")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(come_and_go, range(4)))
+    assert os.listdir(tmp_path) == []
+
+
 def test_keys_stay_inside(store: ObjectStore) -> None:
     for key in ("", "/etc/passwd", "../up", "a/../../up", "a//b", "a/", "./a", "a\0b"):
         with pytest.raises(InputError, match="no valid key"):

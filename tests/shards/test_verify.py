@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from shards.config import StoreConfig
-from shards.source import find_patients, read_volume
+from shards.layout import find_patients
+from shards.source import read_volume
 from shards.store import open_store
 from shards.verify import (
     PatientScan,

@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DATA   ?=
+CONFIG := $(if $(DATA),configs/lgg-cpu.yaml,configs/demo.yaml)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit lint
+
+help:  ## show these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	# torch by its own name first: a plain requirement could draw in the CUDA build.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed  ## virtual environment with pinned packages
+
+demo: install  ## the main job on a phantom data set, or on DATA=/path/to/kaggle_3m
+ifeq ($(DATA),)
+	test -d data/phantom || $(BIN)/bts synth --config $(CONFIG)
+	$(BIN)/bts run --config $(CONFIG)
+else
+	$(BIN)/bts run --config $(CONFIG) --set data.source=$(DATA)
+endif
+
+test: install  ## every test
+	$(BIN)/python -m pytest
+
+unit: install  ## the tests that need no Ray and no S3 server
+	$(BIN)/python -m pytest -m "not ray and not s3 and not e2e"
+
+lint: install  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,211 @@
+"""Scoring opens the test patients once, of models that never saw them, and gives the same bytes however divided."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bts_dist import checkpoint, metrics
+from bts_dist.checkpoint import Progress
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.runtime import LocalRuntime
+from bts_dist.score import (
+    ModelPlace,
+    Scored,
+    ScoreTask,
+    check_unseen,
+    find_model,
+    load_model,
+    read_score,
+    run_score,
+    score_folder,
+    score_patients,
+    tasks,
+)
+from bts_dist.train import train
+from shards.config import StoreConfig
+from shards.errors import InputError
+from shards.reader import PackedData
+from shards.store import LocalStore, MissingObject
+
+STORE = StoreConfig()
+Work = Callable[[ScoreTask], list[Scored]]
+
+
+def backwards(work: Work, given: Sequence[ScoreTask]) -> Iterator[list[Scored]]:
+    """Tasks done one after another, the last one first."""
+    return map(work, reversed(given))
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """A run of two epochs on the phantom; both of its checkpoints are kept."""
+    root = tmp_path_factory.mktemp("trained") / "run"
+    run = LocalStore(str(root), root)
+    train(config, LocalRuntime(run, 0, 1, 0, torch.device("cpu"), root.parent / "scratch"), run, root)
+    return run
+
+
+@pytest.fixture
+def own(trained: LocalStore, tmp_path: Path) -> LocalStore:
+    """A copy of the trained run that a test may spoil."""
+    root = tmp_path / "own"
+    for entry in trained.list("checkpoints/"):
+        LocalStore("", root).put(entry.key, trained.get(entry.key))
+    return LocalStore(str(root), root)
+
+
+def test_the_result_has_the_same_bytes_however_the_patients_are_divided(
+    own: LocalStore, config: Config
+) -> None:
+    found: list[dict[str, bytes]] = []
+    for workers in (1, 2):
+        done: list[int] = []
+        location, _ = run_score(
+            find_model(own.uri, STORE), config, workers, backwards, lambda num, _, done=done: done.append(num)
+        )
+        assert location == f"{own.uri}/score"
+        assert done == [[2], [1, 2]][workers - 1]
+        found.append({e.key: own.get(e.key) for e in own.list("score/")})
+        for key in found[-1]:
+            own.delete(key)
+    assert found[0] == found[1]
+    assert {"score/score.json", "score/patients.csv"} < found[0].keys()
+
+
+def test_the_scores_are_those_of_the_test_patients(own: LocalStore, config: Config) -> None:
+    place = find_model(own.uri, STORE)
+    _, result = run_score(place, config, 1, backwards)
+    data = PackedData(config.data.shards)
+    assert [p["patient"] for p in result["patients"]] == data.manifest.patients["test"]
+    truth = data.test()
+    for row in result["patients"]:
+        pixels = sum(int(truth.read_mask(int(i)).sum()) for i in truth.index.samples_of(row["patient"]))
+        assert row["tp"] + row["fn"] == pixels > 0
+    assert result["data"]["slices"] == len(truth.index)
+    model = load_model(place, STORE, torch.device("cpu"))
+    assert result["threshold"] == model.progress.threshold
+    assert result["config"] == model.config.model_dump(mode="json")
+    assert read_score(own) == json.loads(json.dumps(result))
+    with pytest.raises(MissingObject):
+        read_score(own, "score-elsewhere")
+
+
+def test_a_checkpoint_is_called_by_its_own_epoch(own: LocalStore, config: Config) -> None:
+    for step, epoch in (("step-00000008", 1), ("step-00000016", 2)):
+        _, result = run_score(find_model(f"{own.uri}/checkpoints/{step}", STORE), config, 1, backwards)
+        assert result["checkpoint"] == f"{step} (epoch {epoch})"
+
+
+def test_a_run_stands_for_its_best_checkpoint(own: LocalStore, tmp_path: Path) -> None:
+    newest = checkpoint.fetch_newest(own, tmp_path / "there", pytest.fail)
+    assert newest is not None
+    assert find_model(f"{own.uri}/", STORE) == ModelPlace(own.uri, str(checkpoint.read_progress(newest).best))
+
+
+def test_a_run_may_lie_in_a_folder_called_checkpoints(own: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    moved = own.root.rename(tmp_path / "checkpoints" / "mine")
+    assert find_model(str(moved), STORE).run == str(moved)
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_score(own: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        find_model(str(tmp_path / "nowhere"), STORE)
+    with pytest.raises(InputError, match="step-00000099 is not a whole checkpoint"):
+        load_model(ModelPlace(own.uri, "step-00000099"), STORE, torch.device("cpu"))
+    (own.root / "checkpoints" / "step-00000008" / "ema.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"ema\.safetensors does not match its sha256"):
+        load_model(ModelPlace(own.uri, "step-00000008"), STORE, torch.device("cpu"))
+
+
+def test_the_moving_average_is_what_is_scored(own: LocalStore) -> None:
+    model = load_model(ModelPlace(own.uri, "step-00000016"), STORE, torch.device("cpu"))
+    folder = own.root / "checkpoints" / "step-00000016"
+    averaged, last = load_file(folder / "ema.safetensors"), load_file(folder / "model.safetensors")
+    weights = model.network.state_dict()
+    assert all(torch.equal(weights[name], averaged[name]) for name in weights)
+    assert not all(torch.equal(weights[name], last[name]) for name in weights)
+    assert not model.network.training
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_patients_the_model_saw_are_refused(config: Config, split: str) -> None:
+    data = PackedData(config.data.shards)
+    seen = data.manifest.patients[split]
+    check_unseen(Progress(patients=seen), data)
+    with pytest.raises(InputError, match=r"1 of 2 test patients were trained or chosen on .*first: "):
+        check_unseen(Progress(patients=[*seen, data.manifest.patients["test"][1]]), data)
+
+
+def test_a_run_does_not_score_what_another_split_trained_on(
+    own: LocalStore, config: Config, everyone: Path
+) -> None:
+    with pytest.raises(InputError, match="8 of 10 test patients were trained or chosen on"):
+        run_score(
+            find_model(own.uri, STORE), with_overrides(config, {"data.shards": str(everyone)}), 1, backwards
+        )
+    assert own.list("score") == []
+
+
+def test_another_data_set_is_scored_under_its_own_name(
+    own: LocalStore, config: Config, external: Path
+) -> None:
+    elsewhere = with_overrides(config, {"data.shards": str(external)})
+    location, result = run_score(find_model(own.uri, STORE), elsewhere, 2, backwards)
+    data_id = PackedData(str(external)).manifest.data_id
+    assert location == f"{own.uri}/{score_folder('home', data_id)}" == f"{own.uri}/score-{data_id}"
+    assert len(result["patients"]) == 3
+    assert all(p["patient"].startswith("AWAY_") for p in result["patients"])
+    assert own.list("score/") == []
+
+
+def test_settings_of_the_prediction_come_from_the_checkpoint(own: LocalStore, config: Config) -> None:
+    place = find_model(own.uri, STORE)
+    _, first = run_score(place, config, 1, backwards)
+    other = with_overrides(config, {"model.features": 7, "data.image_size": 16, "train.precision": "bf16"})
+    _, second = run_score(place, other, 1, backwards)
+    assert first["patients"] == second["patients"]
+
+
+def test_predicting_another_way_than_in_validation_is_refused(own: LocalStore, config: Config) -> None:
+    other = with_overrides(config, {"score.mirror": False})
+    with pytest.raises(InputError, match=r"score\.mirror is False, but .* were chosen with True"):
+        run_score(find_model(own.uri, STORE), other, 1, backwards)
+    assert own.list("score/") == []
+
+
+def test_patients_are_dealt_out_to_no_more_tasks_than_there_are(config: Config) -> None:
+    place = ModelPlace("run", "step")
+    dealt = [task.patients for task in tasks(place, config, ["a", "b", "c"], 2)]
+    assert dealt == [("a", "c"), ("b",)]
+    assert len(tasks(place, config, ["a", "b", "c"], 9)) == 3
+
+
+def test_an_output_that_is_not_finite_is_no_score(
+    own: LocalStore, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> tuple[Any, Any]:
+        return np.full((2, 32, 32), np.nan, np.float32), np.zeros((2, 32, 32), np.uint8)
+
+    monkeypatch.setattr("bts_dist.score.predict_patient", broken)
+    patient = PackedData(config.data.shards).manifest.patients["test"][0]
+    task = tasks(find_model(own.uri, STORE), config, [patient], 1)[0]
+    with pytest.raises(FloatingPointError, match=patient):
+        score_patients(task)
+
+
+def test_the_picture_is_of_the_slice_with_most_to_show(own: LocalStore, config: Config) -> None:
+    patient = PackedData(config.data.shards).manifest.patients["test"][0]
+    scored = score_patients(tasks(find_model(own.uri, STORE), config, [patient], 1)[0])[0]
+    counts = scored.score.counts
+    most = np.maximum(counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1])
+    assert most[scored.slice_number - 1] == most.max()
+    assert scored.picture.startswith(b"\x89PNG")
+    assert metrics.dice(counts.sum(axis=0)) == scored.score.dice

@@ -1,0 +1,70 @@
+"""Reads the file in which W&B keeps an offline run: LevelDB's log format around protocol buffers.
+
+A file starts with a header of 7 bytes.  Blocks of 32 KiB hold chunks: crc32 (4 bytes), length (2), type (1), data.
+A record is one chunk of type 1, or chunks of types 2, 3, …, 4.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+_BLOCK = 32 * 1024
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What one log says."""
+
+    id: str = ""
+    project: str = ""
+    name: str = ""
+    exit_code: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read(path: Path) -> OfflineRun:
+    run = OfflineRun()
+    for data in _records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        match record.WhichOneof("record_type"):
+            case "run":
+                run.id, run.project, run.name = record.run.run_id, record.run.project, record.run.display_name
+                run.config |= {_key(u): json.loads(u.value_json) for u in record.run.config.update}
+            case "config":
+                run.config |= {_key(u): json.loads(u.value_json) for u in record.config.update}
+            case "history":
+                run.history.append({_key(i): json.loads(i.value_json) for i in record.history.item})
+            case "exit":
+                run.exit_code = record.exit.exit_code
+    return run
+
+
+def _key(item: Any) -> str:
+    return ".".join(item.nested_key) or item.key
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    ident, magic, _ = struct.unpack_from("<4sHB", data)
+    assert (ident, magic) == (b":W&B", 0xBEE1)
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < 7:
+            at += left
+            continue
+        checksum, size, kind = struct.unpack_from("<IHB", data, at)
+        chunk = data[at + 7 : at + 7 + size]
+        assert zlib.crc32(bytes([kind]) + chunk) == checksum, f"damaged at byte {at}"
+        parts = chunk if kind in (_WHOLE, _FIRST) else parts + chunk
+        at += 7 + size
+        if kind in (_WHOLE, _LAST):
+            yield parts

@@ -1,0 +1,152 @@
+"""Packing, training, searching and scoring on a real Ray cluster give what they give without one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from bts_dist import checkpoint
+from bts_dist.compose import load_config, with_overrides
+from bts_dist.config import Config
+from bts_dist.run import open_run
+from bts_dist.score import find_model
+from bts_dist.track import read_metrics
+from cluster.pack_job import run_pack
+from cluster.score_job import run_scoring
+from cluster.train_job import run_training
+from cluster.tune_job import BEST, METRIC, TRIALS, run_search
+from shards.errors import InputError
+from shards.verify import verify_source
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob(pattern))}
+
+
+def test_ray_tasks_pack_the_same_bytes_as_a_process(config: Config, packed: Path, tmp_path: Path) -> None:
+    other = with_overrides(config, {"data.shards": str(tmp_path / "again")})
+    manifest = run_pack(other, verify_source(config.data.source, config.store, 1))
+    assert hashes(tmp_path / "again", "*.tar") == hashes(packed, "*.tar")
+    assert len(manifest.shards) > 3
+
+
+def test_two_workers_train_like_one(config: Config, tmp_path: Path) -> None:
+    two = run_training(config)
+    one = run_training(
+        with_overrides(config, {"cluster.runtime": "local", "run.dir": str(tmp_path / "local")})
+    )
+    rows = [read_metrics(open_run(c), "epoch") for c in (config, _at(config, tmp_path / "local"))]
+    assert two.epoch == one.epoch == 2
+    assert two.step == one.step
+    for ray_row, local_row in zip(*rows, strict=True):
+        assert ray_row["train/loss"] == pytest.approx(local_row["train/loss"], abs=1e-4)
+    # Only rank 0 keeps a record: one row an epoch, not one a worker.
+    assert [r["epoch"] for r in rows[0]] == [1, 2]
+    note = read_metrics(open_run(config), "note")[0]["text"]
+    assert "2 worker(s)" in note
+
+
+def test_a_killed_worker_costs_an_epoch_at_most(config: Config) -> None:
+    long = with_overrides(config, {"train.epochs": 6})
+    killed: list[int] = []
+
+    def kill_when_training() -> None:
+        run = open_run(long)
+        while not checkpoint.names(run):
+            time.sleep(0.05)
+        worker = _train_workers()[0]
+        os.kill(worker, signal.SIGKILL)
+        killed.append(worker)
+
+    thread = threading.Thread(target=kill_when_training)
+    thread.start()
+    progress = run_training(long)
+    thread.join()
+    assert killed
+    assert progress.epoch == 6
+    rows = read_metrics(open_run(long), "epoch")
+    assert [r["epoch"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    notes = [r["text"] for r in read_metrics(open_run(long), "note")]
+    assert any("resuming after epoch" in text for text in notes)
+
+
+def test_a_search_leaves_a_config_that_trains_and_a_free_cluster(config: Config) -> None:
+    search = run_search(
+        with_overrides(
+            config,
+            {
+                "tune.trials": 3,
+                "tune.epochs": 2,
+                "tune.space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+            },
+        )
+    )
+    run = open_run(config)
+    trials = json.loads(run.get(TRIALS))
+    assert [t["trial"] for t in trials] == [0, 1, 2]
+    assert trials[0]["optim.lr"] == config.optim.lr
+    best = max(trials, key=lambda t: t[METRIC])
+    assert search.best.optim.lr == best["optim.lr"]
+    written = Path(config.run.dir) / "test" / BEST
+    assert load_config([written]) == search.best
+    _wait_until_free()
+
+
+def test_scores_do_not_depend_on_the_workers(config: Config, tmp_path: Path) -> None:
+    run_training(with_overrides(config, {"cluster.runtime": "local", "train.epochs": 1}))
+    place = find_model(str(tmp_path / "runs" / "test"), config.store)
+    files = ("score.json", "patients.csv")
+    folder = Path(run_scoring(place, config)[0])
+    on_ray = [(folder / f).read_bytes() for f in files]
+    run_scoring(place, with_overrides(config, {"cluster.runtime": "local"}))
+    assert [(folder / f).read_bytes() for f in files] == on_ray
+
+
+def test_fewer_samples_than_workers_is_refused_before_any_worker_starts(config: Config) -> None:
+    with pytest.raises(InputError, match=r"lower cluster\.workers"):
+        run_training(with_overrides(config, {"cluster.workers": 40, "train.global_batch": 40}))
+    assert not checkpoint.names(open_run(config))
+
+
+def _at(config: Config, folder: Path) -> Config:
+    return with_overrides(config, {"run.dir": str(folder)})
+
+
+def _train_workers() -> list[int]:
+    """Pids of the Train workers of this test's own cluster, never of another on the machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _descends_from_here(int(entry.name)):
+            with contextlib.suppress(OSError):
+                if b"RayTrainWorker" in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    assert found, "no train worker is running"
+    return found
+
+
+def _descends_from_here(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def _wait_until_free(timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    total = ray.cluster_resources()["CPU"]
+    while ray.available_resources().get("CPU", 0) < total:
+        assert time.monotonic() < end, f"still held: {ray.available_resources()} of {total} CPUs"
+        time.sleep(0.2)
