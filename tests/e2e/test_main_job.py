@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
 Bts = Callable[..., subprocess.CompletedProcess[str]]
