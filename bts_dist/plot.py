@@ -63,8 +63,11 @@ def fit(values: Iterable[float], start: float, end: float, *, log: bool = False)
     low, high = min(values), max(values)
     if log:
         return Scale(low / 1.25, high * 1.25, start, end, log=True)
-    if math.isclose(low, high):
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    size = max(abs(low), abs(high))
+    # Below this there is nothing to see, and steps between labels would underflow.
+    if high - low <= max(1e-9 * size, 1e-12):
+        half = size / 2 if size > 1e-12 else 0.5
+        low, high = low - half, high + half
     step = _round_step((high - low) / 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return Scale(low, high, start, end, step=step)

@@ -70,7 +70,8 @@ def _plain_progress(title: str) -> Update:
 def show_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Print rows below a row of headings."""
     headings, *body = rows
-    table = Table(title=title, title_justify="left", show_lines=False)
+    out.print(title)
+    table = Table()
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in body:

@@ -11,6 +11,8 @@ from shards.picture import contact_sheet, overlay
 from shards.reader import PackedData, SplitReader
 
 TILES = 24
+TILE_PX = 256
+"""Width that small slices are enlarged to, so that their keys fit below them."""
 
 
 def inspect(config: Config, output: Path) -> None:
@@ -43,9 +45,10 @@ def draw_sheet(reader: SplitReader, output: Path) -> None:
     index = reader.index
     with_tumour = np.flatnonzero(index.tumour_pixels > 0)
     chosen = with_tumour[np.linspace(0, len(with_tumour) - 1, min(TILES, len(with_tumour))).astype(int)]
+    scale = max(1, TILE_PX // reader.native_size[1])
     tiles = []
     for sample in chosen:
         image, mask = reader.read(int(sample))
-        tiles.append((overlay(image, mask, None, scale=1), index.key[sample]))
+        tiles.append((overlay(image, mask, None, scale=scale), index.key[sample]))
     output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(tiles, columns=6).save(output)

@@ -62,7 +62,7 @@ def fit_on_ray(config: Config, callbacks: Sequence[UserCallback] = ()) -> None:
             run_config=RunConfig(
                 # Ray keeps its own notes of a run by name and would go on with an old one: each attempt is new.
                 name=Path(scratch).name,
-                storage_path=_ray_storage(config, scratch),
+                storage_path=ray_storage(config, scratch),
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
                 callbacks=list(callbacks),
             ),
@@ -94,7 +94,7 @@ def final_progress(config: Config) -> Progress:
         return checkpoint.read_progress(folder)
 
 
-def _ray_storage(config: Config, scratch: str) -> str:
+def ray_storage(config: Config, scratch: str) -> str:
     """Where Ray keeps its own notes: a place that every node of the cluster sees."""
     if config.cluster.address is None:
         return scratch

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -16,13 +17,16 @@ from bts_dist.config import Config, TuneConfig
 from bts_dist.run import absolute, open_run, run_uri
 from bts_dist.train import check_fit
 from cluster.resources import max_concurrent, ray_cluster
-from cluster.train_job import fit_on_ray
+from cluster.train_job import fit_on_ray, ray_storage
 from shards.errors import InputError
 from shards.store import join_uri
 
 METRIC = "val/dice/patient"
 BEST = "tune/best.yaml"
 TRIALS = "tune/trials.json"
+FIXED = frozenset({"train.epochs", "run.dir", "run.name", "tune.trials"})
+"""Keys that each trial sets for itself."""
+
 DRIVER = {"CPU": 0, "memory": 2**20}
 """A trial's driver only waits.  Any share of a CPU for it would be missing for the last worker, for ever."""
 
@@ -45,6 +49,9 @@ def parse_space(config: Config) -> dict[str, Any]:
     """
     space: dict[str, Any] = {}
     values_of(config, config.tune.space)
+    taken = sorted(set(config.tune.space) & FIXED)
+    if taken:
+        raise InputError(f"tune.space: {taken[0]} cannot be searched; every trial sets it (see tune.epochs)")
     for key, entry in config.tune.space.items():
         where = f"tune.space: {key}"
         if len(entry) != 1:
@@ -77,6 +84,7 @@ def trial_config(config: Config, values: dict[str, Any], name: str) -> Config:
         "run.name": name,
         "tune.trials": 0,
     }
+    assert fixed.keys() == FIXED
     return with_overrides(config, {**values, **fixed})
 
 
@@ -110,8 +118,9 @@ def run_search(config: Config, progress: Progress | None = None) -> Search:
                 scheduler=_scheduler(config.tune),
             ),
             run_config=tune.RunConfig(
-                name="search",
-                storage_path=scratch,
+                # A new name each time: Tune would go on with an old search of the same one.
+                name=Path(scratch).name,
+                storage_path=ray_storage(config, scratch),
                 verbose=0,
                 callbacks=[_Counter(progress, config.tune.trials)],
             ),

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from bts_dist.plot import Dot, Line, Scale, dot_plot, fit, interval_bar, line_chart, strip_plot
@@ -130,6 +130,7 @@ def test_dot_plot_reads_back_on_a_log_axis():
         assert read_axis(drawn.ticks("y"), float(circle["cy"])) == pytest.approx(dot.y, abs=0.001)
 
 
+@example([[5e-324]])
 @given(st.lists(st.lists(st.floats(0, 1), max_size=15), min_size=1, max_size=4))
 def test_strip_plot_dots_stand_at_their_values_and_never_overlap(groups):
     assume(any(groups))

@@ -36,7 +36,11 @@ def test_every_distribution_is_understood() -> None:
         ({"optim__lr": {"choice": [0.1, "fast"]}}, "'fast' should be a valid number"),
         ({"optim__lr": {"choice": []}}, "must be a list of values"),
         ({"optim__lr": {"choice": [1.0], "uniform": [1.0, 2.0]}}, "must have one of"),
-        ({"train__epochs": {"uniform": [1.5, 2.5]}}, "train.epochs"),
+        (
+            {"train__global_batch": {"uniform": [8.5, 9.5]}},
+            "train.global_batch: 8.5 should be a valid integer",
+        ),
+        ({"train__epochs": {"choice": [2, 4]}}, "train.epochs cannot be searched"),
     ],
 )
 def test_an_impossible_space_names_itself(entry: dict[str, dict[str, Any]], message: str) -> None:
