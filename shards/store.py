@@ -246,9 +246,15 @@ class LocalStore:
 def _open_new(path: Path) -> BinaryIO:
     """Create a file and its folder, which a deletion next door may take away before the file is in it."""
     for _ in range(_TRIES):
-        with suppress(FileNotFoundError):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
+        except FileNotFoundError:
+            continue
+        except FileExistsError:
+            # mkdir found a folder that was gone when it looked again; a file in the way is there still.
+            if path.parent.is_file():
+                raise
     raise FileNotFoundError(errno.ENOENT, "the folder keeps vanishing", str(path.parent))
 
 

@@ -1,6 +1,7 @@
 """The same training under torchrun, without Ray."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,9 @@ def test_two_processes_of_torchrun_train_like_one(folder: Path, bts: Bts) -> Non
     options = ["--config", "tiny.yaml", "--set", "track.wandb=disabled"]
     bts(folder, "pack", *options, "--set", "cluster.runtime=local")
     bts(folder, "train", *options, "--set", "cluster.runtime=local", "--set", "run.name=one")
+    program = str(Path(sys.executable).with_name("bts"))
     two = ["--set", "cluster.runtime=torchrun", "--set", "run.name=two"]
-    torchrun = ["--standalone", "--nproc-per-node=2", "--no-python", "bts", "train", *options, *two]
+    torchrun = ["--standalone", "--nproc-per-node=2", "--no-python", program, "train", *options, *two]
     printed = bts(folder, *torchrun, program="torchrun").stdout
     # Of the two processes one speaks.
     assert printed.count("next: ") == 1
