@@ -1,3 +1,8 @@
+import tracemalloc
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,9 +59,8 @@ def test_jumping_to_a_step_gives_what_walking_there_gives(epoch: EpochOrder, ran
     steps = list(range(epoch.num_steps))
     random.shuffle(steps)
     for step in steps[:10]:
-        order._window.cache_clear()
         start, stop = epoch.bounds(step)
-        np.testing.assert_array_equal(epoch.batch(step), ids[start:stop])
+        np.testing.assert_array_equal(replace(epoch).batch(step), ids[start:stop])
 
 
 @given(ORDERS)
@@ -67,6 +71,33 @@ def test_a_window_reads_only_its_own_shards(epoch: EpochOrder) -> None:
     for place in range(len(shard_of)):
         live = [s for s in last_seen if first_seen[s] <= place <= last_seen[s]]
         assert len(live) <= epoch.window_shards
+
+
+def shards_in_turn(epoch: EpochOrder, parts: Iterable[np.ndarray]) -> list[int]:
+    """The shards of the samples in the parts, each where it is first met."""
+    shard_of = np.repeat(np.arange(len(epoch.shard_sizes)), epoch.shard_sizes)
+    return list(dict.fromkeys(int(shard_of[sample]) for part in parts for sample in part))
+
+
+@given(ORDERS, st.data())
+def test_shards_are_named_in_the_order_in_which_walking_meets_them(epoch: EpochOrder, data) -> None:
+    first = data.draw(st.integers(0, epoch.num_steps))
+    steps = range(first, epoch.num_steps)
+    assert list(epoch.shards_from(first)) == shards_in_turn(epoch, map(epoch.batch, steps))
+    world_size = data.draw(st.sampled_from(WORLDS))
+    rank = data.draw(st.integers(0, world_size - 1))
+    mine = [epoch.part(step, rank, world_size) for step in steps]
+    assert list(epoch.shards_from(first, rank, world_size)) == shards_in_turn(epoch, mine)
+
+
+def test_naming_shards_ahead_needs_a_windows_memory() -> None:
+    """A thousand shards are drawn at the far end of 10^8 samples in less than two bytes for each shard there is."""
+    epoch = EpochOrder(np.full(10**6, 100, np.int32), 0, 0, 1000)
+    tracemalloc.start()
+    assert len(set(islice(epoch.shards_from(90_000), 1000))) == 1000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6
 
 
 @settings(max_examples=30)
@@ -82,6 +113,24 @@ def test_samples_of_different_shards_meet_in_one_batch() -> None:
     epoch = EpochOrder((50,) * 8, seed=0, epoch=0, global_batch=40)
     for step in range(epoch.num_steps):
         assert len(set(epoch.batch(step) // 50)) >= 6
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 1000, order._BLOCK, 2 * order._BLOCK + 1])
+@pytest.mark.parametrize("key", [(), (5,), (2**64 - 1, 3)])
+def test_a_permutation_lists_the_numbers_by_their_hashes(num: int, key: tuple[int, ...]) -> None:
+    hashes = hash64(*key, np.arange(num, dtype=np.uint64))
+    assert len(np.unique(hashes)) == num
+    made = permutation(num, *key)
+    assert made.dtype == np.int64
+    np.testing.assert_array_equal(made, np.argsort(hashes, kind="stable"))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1))
+def test_a_hash_tells_its_word(words: list[int]) -> None:
+    """Hence no two words have the same one, and sorting by hashes meets no ties."""
+    np.testing.assert_array_equal(
+        order._unmix(hash64(np.array(words, np.uint64))), np.array(words, np.uint64)
+    )
 
 
 def test_every_permutation_is_about_as_likely() -> None:
@@ -111,6 +160,41 @@ def test_the_order_is_the_same_on_every_platform() -> None:
     assert EpochOrder((3, 4, 5), 7, 1, 6, window_shards=2).batch(1).tolist() == [10, 2, 6, 3, 4, 5]
 
 
+@given(ORDERS)
+def test_sizes_may_come_as_an_array(epoch: EpochOrder) -> None:
+    sizes = np.array(epoch.shard_sizes, np.int32)
+    same = EpochOrder(sizes, epoch.seed, epoch.epoch, epoch.global_batch, epoch.window_shards)
+    np.testing.assert_array_equal(walked(same), walked(epoch))
+    assert same._sizes is sizes
+
+
+@pytest.mark.parametrize("size", [10_000, 1024, 256])
+def test_a_thousand_million_samples_are_planned_in_20_bytes_a_shard(size: int) -> None:
+    """From nothing to a rank's part of a step, sizes of the shards included."""
+    num_shards = 10**9 // size
+    tracemalloc.start()
+    epoch = EpochOrder(np.full(num_shards, size, np.int32), seed=3, epoch=2, global_batch=16_384)
+    part = epoch.part(epoch.num_steps * 2 // 3, rank=700, world_size=1024)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    window_samples = 8 * size
+    assert peak < 20 * num_shards + 64 * window_samples < 100e6
+    assert len(part) == 16
+    assert len(np.unique(part)) == 16
+    assert 0 <= part.min() <= part.max() < num_shards * size
+
+
+def test_a_window_far_into_the_data_holds_its_shards_whole() -> None:
+    """Ids beyond 32 bits, at a position beyond 32 bits."""
+    size = 50_000
+    epoch = EpochOrder(np.full(100_000, size, np.int32), 1, 1, global_batch=2 * size, window_shards=2)
+    step = next(s for s in reversed(range(epoch.num_steps)) if epoch.batch(s).max() > 2**32)
+    assert epoch.bounds(step)[0] > 2**32
+    shards = sorted(islice(epoch.shards_from(step), 2))
+    whole = np.concatenate([np.arange(shard * size, (shard + 1) * size) for shard in shards])
+    np.testing.assert_array_equal(np.sort(epoch.batch(step)), whole)
+
+
 def test_hashes_tell_the_order_of_words_apart() -> None:
     assert len({int(hash64(*words)) for words in ((1, 2), (2, 1), (1, 2, 0), (0, 1, 2), (3,), (1,))}) == 6
 
@@ -120,6 +204,10 @@ def test_a_step_beyond_the_epoch_is_refused() -> None:
     for step in (-1, 3):
         with pytest.raises(IndexError, match=f"step {step} of an epoch of 3"):
             epoch.batch(step)
+    assert list(epoch.shards_from(3)) == []
+    for step in (-1, 4):
+        with pytest.raises(IndexError, match=f"step {step} of an epoch of 3"):
+            epoch.shards_from(step)
 
 
 def test_no_samples_are_no_steps() -> None:
