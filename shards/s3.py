@@ -1,9 +1,11 @@
 """``ObjectStore`` on S3, through botocore.  Endpoint, region and credentials: the usual AWS environment."""
 
+import io
 import os
 import re
+import uuid
 from base64 import b64encode
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from hashlib import md5
@@ -15,8 +17,13 @@ from urllib3.exceptions import HTTPError
 
 from shards.config import StoreConfig
 from shards.errors import InputError
-from shards.s3_request import BeyondEndError, PreconditionError, connect, pause, request
+from shards.patience import Patience
+from shards.s3_request import BeyondEndError, PreconditionError, connect, request
 from shards.store import AlreadyExists, Entry, MissingObject, StoreError, check_key, join_uri
+
+_PIECE = 256 << 10  # of a body, at a time: at most so much is lost when it stalls, and counts as no progress
+_LARGEST_PUT = 5 << 30  # S3's limits on one request and on the parts of an upload
+_MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,10 @@ class S3Store:
     ``if_absent`` is as atomic as the server's ``If-None-Match: *``: AWS and Ceph let one writer win; of
     several that race, OpenStack Swift may let more than one through.  It always goes as one request of at
     most 5 GiB, since Ceph 18 disregards the condition at the end of a multipart upload.
+
+    What is sent carries its MD5, which the server compares.  The ETag it answers with is not looked at: a server
+    that encrypts, or makes ETags its own way, gives one that looks like an MD5 and is another, so a difference
+    proves nothing.
     """
 
     uri: str
@@ -61,21 +72,42 @@ class S3Store:
         except BeyondEndError:
             return b""
         except PreconditionError as error:
-            raise StoreError(f"{join_uri(self.uri, key)}: was replaced while it was being read") from error
+            raise self._replaced(key) from error
 
     def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
         check_key(key)
-        if not if_absent and isinstance(data, Path) and data.stat().st_size > self._part_bytes:
-            self._upload_parts(key, data)
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if not if_absent and size > self._part_bytes:
+            self._upload_parts(key, data, size)
             return
-        body = data.read_bytes() if isinstance(data, Path) else data
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        if size > _LARGEST_PUT:
+            raise InputError(
+                f"{join_uri(self.uri, key)}: {size} bytes; no more than 5 GiB can be written on the condition "
+                "that nothing is there; write less, or without the condition"
+            )
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+        body = _read(data, 0, size)
         try:
             self._call("put_object", key, Body=body, ContentMD5=_md5(body), **condition)
         except PreconditionError as error:
             if error.resent and self.get(key) == body:
                 return  # the first try got through and only its answer was lost
             raise AlreadyExists(key, self.uri) from error
+
+    def check_conditional_writes(self) -> None:
+        key = f"conditional-write-{uuid.uuid4().hex}"
+        try:
+            self.put(key, b"first", if_absent=True)
+            self.put(key, b"second", if_absent=True)
+        except AlreadyExists:
+            return
+        finally:
+            self.delete(key)
+        raise InputError(
+            f"{self.uri}: {self._client().meta.endpoint_url} overwrites an object although it was told not to "
+            "(If-None-Match: *), so of two writers neither would notice the other; use a server with conditional "
+            "writes, or a shared folder"
+        )
 
     def list(self, prefix: str = "") -> list[Entry]:
         entries: list[Entry] = []
@@ -105,46 +137,75 @@ class S3Store:
 
     def _download(self, key: str, start: int, size: int | None) -> bytes:
         """Read a range; go on where a body broke off or stalled, in the same version of the object."""
-        data = bytearray()
+        data = io.BytesIO()  # its value is handed out without another copy
         end = None if size is None else start + size
-        version: dict[str, str] = {}
-        for attempt in range(self.config.attempts):
-            pause(attempt)
-            at = start + len(data)
-            whole = at == 0 and size is None
-            span = {} if whole else {"Range": f"bytes={at}-{'' if end is None else end - 1}"}
-            reply = self._call("get_object", key, **span, **version)
-            if span and "ContentRange" not in reply:
-                raise StoreError(f"{join_uri(self.uri, key)}: asked for a part, the server sent all of it")
-            end = at + int(reply["ContentLength"])
-            version = {"IfMatch": reply["ETag"]}
+        etag = ""
+        patience = Patience.of(self.config)
+        while True:
+            before = data.tell()
+            reply = self._open(key, start + before, end, etag, patience)
+            due = before + int(reply["ContentLength"])
+            etag = reply["ETag"]
+            trouble = "broke off"
             with closing(reply["Body"]) as body:  # its own `with` would skip the checksum
                 try:
-                    while chunk := body.read(1 << 20):
-                        data += chunk
-                except FlexibleChecksumError:
-                    data.clear()  # complete, but not what was stored
+                    while piece := body.read(_PIECE):
+                        data.write(piece)
+                        if patience.overdue() and data.tell() < due:
+                            break
+                except FlexibleChecksumError:  # complete, but not what was stored
+                    data, trouble = io.BytesIO(), "arrived damaged"
                 except (BotoCoreError, HTTPError):
-                    pass  # the next attempt goes on from here
-            if start + len(data) == end:
-                return bytes(data)
-        raise StoreError(
-            f"{join_uri(self.uri, key)}: broke off in each of {self.config.attempts} attempts, at last after "
-            f"{len(data)} bytes; look after the server, or raise store.attempts and store.timeout_s"
+                    pass  # the next try goes on from here
+            if data.tell() == due:
+                return data.getvalue()
+            if data.tell() > before:
+                patience.progressed()
+            if not patience.wait():
+                raise StoreError(
+                    f"{join_uri(self.uri, key)}: {trouble} with {data.tell()} of {due} bytes good, and {patience}; "
+                    "look after the server and the network, or raise that setting"
+                )
+
+    def _open(self, key: str, at: int, end: int | None, etag: str, patience: Patience) -> Any:
+        """The answer to a GET of bytes ``at`` to ``end``, of the version of this ETag if there is one."""
+        whole = at == 0 and end is None
+        span = {} if whole else {"Range": f"bytes={at}-{'' if end is None else end - 1}"}
+        version = {"IfMatch": etag} if etag else {}
+        reply = self._call("get_object", key, patience, **span, **version)
+        if not {"ContentLength", "ETag"} <= reply.keys():
+            raise InputError(
+                f"{join_uri(self.uri, key)}: the answer is no object; is AWS_ENDPOINT_URL an S3 server?"
+            )
+        if span and not reply.get("ContentRange", "").startswith(f"bytes {at}-"):
+            raise StoreError(
+                f"{join_uri(self.uri, key)}: asked for a part, the server sent another or all of it"
+            )
+        if etag and reply["ETag"] != etag:  # not every server heeds If-Match
+            raise self._replaced(key)
+        return reply
+
+    def _replaced(self, key: str) -> StoreError:
+        return StoreError(
+            f"{join_uri(self.uri, key)}: was replaced while it was being read; see that nobody writes to "
+            f"{self.uri}, then try again"
         )
 
-    def _upload_parts(self, key: str, file: Path) -> None:
-        """Upload a file part by part, each with its MD5, and check that all of it arrived."""
+    def _upload_parts(self, key: str, data: bytes | Path, size: int) -> None:
+        """Upload several parts at a time, each with its MD5, and check that all of it arrived."""
         upload = {"UploadId": self._call("create_multipart_upload", key)["UploadId"]}
-        parts: list[dict[str, Any]] = []
-        size = 0
+        length = max(self._part_bytes, -(-size // _MOST_PARTS))
+
+        def send(number: int) -> dict[str, Any]:
+            part = _read(data, (number - 1) * length, length)
+            sent = self._call(
+                "upload_part", key, **upload, PartNumber=number, Body=part, ContentMD5=_md5(part)
+            )
+            return {"PartNumber": number, "ETag": sent["ETag"]}
+
         try:
-            for number, part in enumerate(_chunks(file, self._part_bytes), start=1):
-                sent = self._call(
-                    "upload_part", key, **upload, PartNumber=number, Body=part, ContentMD5=_md5(part)
-                )
-                parts.append({"PartNumber": number, "ETag": sent["ETag"]})
-                size += len(part)
+            with ThreadPoolExecutor(self.config.upload_threads) as threads:
+                parts = list(threads.map(send, range(1, -(-size // length) + 1)))
             self._call("complete_multipart_upload", key, **upload, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(InputError, StoreError, MissingObject):
@@ -154,12 +215,16 @@ class S3Store:
         if arrived != size:
             raise StoreError(f"{join_uri(self.uri, key)}: {size} bytes were sent and {arrived} arrived")
 
-    def _call(self, operation: str, key: str = "", **parameters: Any) -> Any:
+    def _call(
+        self, operation: str, key: str = "", patience: Patience | None = None, **parameters: Any
+    ) -> Any:
         """One request about the bucket, or about an object in it."""
         if key:
             parameters["Key"] = self.prefix + key
         parameters["Bucket"] = self.bucket
-        return request(self._client(), operation, self.config.attempts, self.uri, key, **parameters)
+        return request(
+            self._client(), operation, patience or Patience.of(self.config), self.uri, key, **parameters
+        )
 
     def _client(self) -> Any:
         """This process's client: threads may share connections, forked processes may not."""
@@ -169,10 +234,12 @@ class S3Store:
         return self._clients[process]
 
 
-def _chunks(file: Path, size: int) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while chunk := opened.read(size):
-            yield chunk
+def _read(data: bytes | Path, start: int, size: int) -> bytes:
+    if isinstance(data, bytes):
+        return data[start : start + size]
+    with data.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def _md5(data: bytes) -> str:

@@ -4,9 +4,9 @@ The retries are ours, not botocore's: five tries of its standard mode at a serve
 take less than a second, too short for one that restarts, and it never sends again what arrived damaged.
 """
 
-import random
+import os
 import time
-from itertools import count
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.config import Config
@@ -27,6 +27,7 @@ from botocore.session import Session
 
 from shards.config import StoreConfig
 from shards.errors import InputError
+from shards.patience import Patience
 from shards.store import MissingObject, StoreError, join_uri
 
 _API_DESCRIPTIONS = create_loader()  # parsed once: that is most of the time a client takes
@@ -47,7 +48,13 @@ class BeyondEndError(Exception):
 
 
 def connect(config: StoreConfig) -> Any:
-    """A client for the endpoint, region and credentials of the AWS environment."""
+    """A client for the endpoint, region and credentials of the AWS environment.
+
+    Of the usual AWS settings, two matter for servers other than Amazon's.  With an endpoint of its own the bucket
+    stands in the path; a server that wants it in the host name needs ``addressing_style = virtual`` under ``s3 =``
+    in the AWS config file (AWS_CONFIG_FILE).  One that does not know the checksums SDKs send since 2025 needs
+    AWS_REQUEST_CHECKSUM_CALCULATION=when_required; uploads carry their MD5 all the same.
+    """
     settings = Config(
         connect_timeout=min(config.timeout_s, 10),
         read_timeout=config.timeout_s,
@@ -58,33 +65,36 @@ def connect(config: StoreConfig) -> Any:
     try:
         session = Session()
         session.register_component("data_loader", _API_DESCRIPTIONS)
-        return session.create_client("s3", config=settings)
+        # botocore itself reads AWS_DEFAULT_REGION alone; other SDKs, and so most manuals, have AWS_REGION.
+        return session.create_client("s3", os.environ.get("AWS_REGION"), config=settings)
     except (BotoCoreError, ValueError) as error:
         raise InputError(f"{error}; check AWS_ENDPOINT_URL, AWS_REGION, {_CREDENTIALS}") from error
 
 
-def request(client: Any, operation: str, attempts: int, uri: str, key: str = "", **parameters: Any) -> Any:
+def request(
+    client: Any, operation: str, patience: Patience, uri: str, key: str = "", **parameters: Any
+) -> Any:
     """Send one request, again if that may help, and raise its failure as the store's own error.
 
     ``uri`` and ``key`` name the object in errors; the request itself is told by ``parameters``.
     """
-    for attempt in count():
-        pause(attempt)
+    endpoint = client.meta.endpoint_url
+    resent = False
+    while True:
         try:
             return getattr(client, operation)(**parameters)
         except ClientError as error:
-            if attempt + 1 == attempts or not _may_pass(error):
-                raise _refusal(error, uri, key, resent=attempt > 0) from error
+            if not _may_pass(error):
+                raise _refusal(error, uri, key, endpoint, resent) from error
+            if not patience.wait(_retry_after(error)):
+                raise StoreError(
+                    f"{join_uri(uri, key)}: {error.operation_name} failed ({_said(error)}), and {patience}; "
+                    "look after the server, or raise that setting"
+                ) from error
         except BotoCoreError as error:
-            if attempt + 1 == attempts or not isinstance(error, NoConnectionError | HTTPClientError):
-                raise _failure(error, join_uri(uri, key), client.meta.endpoint_url) from error
-    raise AssertionError("count() ends")
-
-
-def pause(attempt: int) -> None:
-    """Wait before a further attempt: up to 0.5, 1, 2… 20 s, but not all clients for the same time."""
-    if attempt:
-        time.sleep(random.uniform(0.5, 1) * min(2**attempt / 4, 20))
+            if not isinstance(error, NoConnectionError | HTTPClientError) or not patience.wait():
+                raise _failure(error, join_uri(uri, key), endpoint) from error
+        resent = True
 
 
 _PASSING_CODES = {
@@ -100,15 +110,31 @@ _PASSING_CODES = {
 def _may_pass(error: ClientError) -> bool:
     """Whether the same request may succeed a little later."""
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-    return status in (429, 500, 502, 503, 504) or error.response["Error"].get("Code") in _PASSING_CODES
+    return status in (408, 429, 500, 502, 503, 504) or error.response["Error"].get("Code") in _PASSING_CODES
 
 
-def _refusal(error: ClientError, uri: str, key: str, resent: bool) -> Exception:
+def _retry_after(error: ClientError) -> float:
+    """Seconds the server asks to be left alone, as it says in Retry-After: a number of them, or a date."""
+    asked = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("retry-after", "")
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _said(error: ClientError) -> str:
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    return f"{status} {error.response['Error'].get('Code', '')}: {error.response['Error'].get('Message', '')}"
+
+
+def _refusal(error: ClientError, uri: str, key: str, endpoint: str, resent: bool) -> Exception:
     """What a server's error answer means to the caller."""
     where = join_uri(uri, key)
     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     code = error.response["Error"].get("Code", "")
-    said = f"{status} {code}: {error.response['Error'].get('Message', '')}"
+    said = _said(error)
     match status, code:
         case _, "NoSuchBucket":
             return InputError(f"{where}: there is no such bucket; create it or correct the name")
@@ -129,8 +155,9 @@ def _refusal(error: ClientError, uri: str, key: str, resent: bool) -> Exception:
             )
         case 501, _:
             return InputError(
-                f"{where}: the server does not offer what {error.operation_name} needs ({said}); "
-                "use one with multipart uploads and conditional writes (If-None-Match)"
+                f"{where}: {endpoint} does not offer what {error.operation_name} needs ({said}); use a server "
+                "with multipart uploads and conditional writes (If-None-Match), and where it is the checksums "
+                "that it does not know, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
             )
         case _:
             return StoreError(f"{where}: {error.operation_name} failed ({said})")

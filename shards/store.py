@@ -89,6 +89,10 @@ class ObjectStore(Protocol):
         """Remove an object; one that is not there is no error."""
         ...
 
+    def check_conditional_writes(self) -> None:
+        """Try out whether ``if_absent`` holds here, and raise ``InputError`` if it would overwrite all the same."""
+        ...
+
 
 def open_store(uri: str, config: StoreConfig | None = None) -> ObjectStore:
     """The store at ``s3://bucket/prefix``, ``file:///folder`` or a path.  Nothing is touched yet."""
@@ -214,6 +218,9 @@ class LocalStore:
                     folder.rmdir()
                 except OSError:  # not empty, or not ours to remove
                     break
+
+    def check_conditional_writes(self) -> None:
+        """Nothing to try: ``link`` refuses a name that is taken, on every file system that has it."""
 
     def _path(self, key: str) -> Path:
         check_key(key)

@@ -1,6 +1,7 @@
 """Which failed requests are sent again, and what the others tell the user."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from fault_proxy import Answer, Fault, FaultProxy, refusal
@@ -8,7 +9,7 @@ from fault_proxy import Answer, Fault, FaultProxy, refusal
 from shards.config import StoreConfig
 from shards.errors import InputError
 from shards.s3 import S3Store
-from shards.s3_request import pause
+from shards.s3_request import connect
 from shards.store import StoreError
 
 CONFIG = StoreConfig(attempts=3, timeout_s=5)
@@ -18,7 +19,7 @@ CONFIG = StoreConfig(attempts=3, timeout_s=5)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses made so far, in seconds; none is waited for."""
     made: list[float] = []
-    monkeypatch.setattr("shards.s3_request.time.sleep", made.append)
+    monkeypatch.setattr("shards.patience.time.sleep", made.append)
     return made
 
 
@@ -31,15 +32,6 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     return endpoint
-
-
-def test_pauses_double_and_differ(pauses: list[float]) -> None:
-    for attempt in range(10):
-        pause(attempt)
-    ceilings = [0.5, 1, 2, 4, 8, 16, 20, 20, 20]
-    assert len(pauses) == len(ceilings)
-    assert all(top / 2 <= made <= top for made, top in zip(pauses, ceilings, strict=True))
-    assert len(set(pauses)) == len(pauses)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +56,36 @@ def test_what_may_pass_is_sent_again(
 
 
 @pytest.mark.parametrize(
+    ("retry_after", "tries"),
+    [
+        ("1", 3),
+        ("soon", 3),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", 3),
+        ("3600", 1),
+        ("Thu, 01 Jan 2126 00:00:00 GMT", 1),
+    ],
+)
+def test_a_server_is_asked_again_when_it_says_unless_that_is_too_late(
+    bucket: str, s3_proxy: FaultProxy, pauses: list[float], retry_after: str, tries: int
+) -> None:
+    slow = refusal(503, "SlowDown", retry_after=retry_after)
+    s3_proxy.faults.append(Fault("PUT", "answer", answer=slow, times=9))
+    with pytest.raises(StoreError, match="503 SlowDown"):
+        S3Store(bucket, CONFIG).put("key", b"data")
+    assert len(s3_proxy.requests) == tries
+    assert len(pauses) == tries - 1
+    assert all(pause > float(retry_after == "1") for pause in pauses)
+
+
+@pytest.mark.parametrize(
     ("answer", "error", "words", "sent"),
     [
-        (refusal(503, "SlowDown"), StoreError, r"key: PutObject failed \(503 SlowDown: on purpose\)", 3),
+        (
+            refusal(503, "SlowDown"),
+            StoreError,
+            r"key: PutObject failed \(503 SlowDown: on purpose\), and .* = 3",
+            3,
+        ),
         (refusal(400, "EntityTooLarge"), StoreError, "400 EntityTooLarge", 1),
         (refusal(400, "ExpiredToken"), InputError, "access denied .*have not expired", 1),
         (refusal(403, "RequestTimeTooSkewed"), InputError, "access denied .*RequestTimeTooSkewed", 1),
@@ -97,6 +116,42 @@ def test_a_refusal_is_explained(
     with pytest.raises(error, match=words):
         S3Store(bucket, CONFIG).put("key", b"data", if_absent=True)
     assert [request.method for request in s3_proxy.requests].count("PUT") == sent
+
+
+@pytest.mark.parametrize(
+    ("style", "url"),
+    [("auto", "http://minio.local:9000/bucket/key"), ("virtual", "http://bucket.minio.local:9000/key")],
+)
+def test_a_server_may_want_the_bucket_in_its_name(
+    nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str, url: str
+) -> None:
+    settings = tmp_path / "config"
+    settings.write_text(f"[default]\ns3 =\n  addressing_style = {style}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio.local:9000")
+    client = connect(CONFIG)
+    assert client.generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "key"}).startswith(
+        f"{url}?"
+    )
+
+
+def test_either_variable_sets_the_region(nowhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    assert connect(CONFIG).meta.region_name == "eu-west-1"
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert connect(CONFIG).meta.region_name == "eu-north-1"
+
+
+@pytest.mark.parametrize("calculation", ["when_required", "when_supported"])
+def test_checksums_that_a_server_does_not_know_can_be_left_out(
+    bucket: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, calculation: str
+) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", calculation)
+    S3Store(bucket, CONFIG).put("key", b"data")
+    sent = s3_proxy.requests[0].headers
+    assert sent["Content-MD5"] == "jXd/OF09/siBXSD3SWAm3A=="
+    assert ("x-amz-checksum-crc32" in sent) == (calculation == "when_supported")
 
 
 def test_an_unreachable_endpoint_is_named(nowhere: str, pauses: list[float]) -> None:
