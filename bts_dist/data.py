@@ -2,19 +2,25 @@
 
 import queue
 import threading
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from bts_dist.cache import open_cache
 from shards.config import DataConfig
 from shards.encode import Pixels
 from shards.order import Ids
 from shards.reader import SplitReader
+
+CPU = torch.device("cpu")
+
+_STEPS_AHEAD = 1024
+"""Steps whose shards are looked up ahead: some memory, however few shards there are."""
 
 
 @dataclass(frozen=True)
@@ -41,62 +47,81 @@ class Batch:
 
 
 class SampleSource:
-    """Decodes samples of one split by id at the model's image size, keeping them when told to cache.
+    """Decodes samples of one split by id at the model's image size, keeping them as ``data.cache`` says."""
 
-    The cache is filled as samples are first asked for.  One slot is written by one thread at a time, and writing
-    the same sample twice writes the same bytes.
-    """
-
-    def __init__(self, reader: SplitReader, config: DataConfig) -> None:
+    def __init__(self, reader: SplitReader, config: DataConfig, device: torch.device = CPU) -> None:
+        """Raises ``InputError`` where the samples do not fit into the cache that was asked for."""
         self.reader = reader
         self.size = config.image_size
-        self._pool = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self.lookahead = 2 * config.window_shards
+        """Shards that are fetched ahead of the step: those of a window, and those of the next one."""
         height, width = reader.native_size if self.size is None else (self.size, self.size)
         self._shape = (height, width)
-        num = len(reader.index) if config.cache == "memory" else 0
-        self._images: Pixels = np.empty((num, height, width, 3), np.uint8)
-        self._masks: Pixels = np.empty((num, height, width), np.uint8)
-        self._filled = np.zeros(num, bool)
-        self._native_masks: dict[int, Pixels] = {}
+        self._cache, self.note = open_cache(reader, config, self._shape, device)
+        self._pool = (
+            ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+            if config.decode_threads
+            else None
+        )
+
+    @property
+    def in_background(self) -> bool:
+        """Whether batches are decoded ahead of the step."""
+        return self._pool is not None
 
     def batch(self, ids: Ids) -> Batch:
         """Decode the samples, in order.  Raises what ``SplitReader.read`` raises."""
-        if len(self._filled):
-            missing = ids[~self._filled[ids]]
-            for sample, (image, mask) in zip(missing, self._decode(missing), strict=True):
-                self._images[sample], self._masks[sample] = image, mask
-                self._filled[sample] = True
-            images, masks = self._images[ids], self._masks[ids]
-        else:
-            images = np.empty((len(ids), *self._shape, 3), np.uint8)
-            masks = np.empty((len(ids), *self._shape), np.uint8)
-            for row, (image, mask) in enumerate(self._decode(ids)):
-                images[row], masks[row] = image, mask
         index = self.reader.index
-        tensors = (images, masks, index.mean[ids], index.std[ids])
-        return Batch(ids, *(_to_tensor(t) for t in tensors))
+        figures = (_pinned(torch.from_numpy(column[ids])) for column in (index.mean, index.std))
+        if self._cache is None:
+            image, mask = map(torch.from_numpy, self._decode(ids))
+        else:
+            missing = ids[~self._cache.held(ids)]
+            if len(missing):
+                self._cache.put(missing, *self._decode(missing))
+            image, mask = self._cache.take(ids)
+        return Batch(ids, _pinned(image), _pinned(mask), *figures)
 
     def native_mask(self, sample: int) -> Pixels:
         """The truth of a sample at native size, whatever size the model sees; uint8 (H, W) of {0, 1}."""
-        mask = self._native_masks.get(sample)
-        if mask is None:
-            mask = self.reader.read_mask(sample)
-            if len(self._filled):
-                self._native_masks[sample] = mask
-        return mask
+        return self.reader.read_mask(sample)
+
+    def shards_of(self, ids: Ids) -> list[int]:
+        """The shards in which samples lie that have to be decoded."""
+        if self._cache is not None:
+            ids = ids[~self._cache.held(ids)]
+        shards: list[int] = np.unique(self.reader.index.shard[ids]).tolist()
+        return shards
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self.reader.close()
+        if self._cache is not None:
+            self._cache.close()
 
-    def _decode(self, ids: Ids) -> Iterator[tuple[Pixels, Pixels]]:
-        return self._pool.map(lambda i: self.reader.read_resized(int(i), self.size), ids)
+    def _decode(self, ids: Ids) -> tuple[Pixels, Pixels]:
+        images = np.empty((len(ids), *self._shape, 3), np.uint8)
+        masks = np.empty((len(ids), *self._shape), np.uint8)
+
+        def decode(row: int) -> None:
+            images[row], masks[row] = self.reader.read_resized(int(ids[row]), self.size)
+
+        for _ in (map if self._pool is None else self._pool.map)(decode, range(len(ids))):
+            pass
+        return images, masks
 
 
 def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Generator[Batch, None, None]:
-    """Batches of the wanted ids, up to ``depth`` of them decoded ahead by a thread.
+    """Batches of the wanted ids, up to ``depth`` of them decoded ahead, and their shards fetched further ahead.
 
-    An error of the thread is raised at the batch where it happened; leaving the iterator early ends the thread.
+    ``wanted`` may go on over many epochs: the next one's data is on its way while this one is validated.  An error
+    is raised at the batch where it happened; leaving the iterator early ends the work.
     """
+    announced = look_ahead(source, wanted)
+    if not source.in_background:
+        yield from map(source.batch, announced)
+        return
     done: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
@@ -111,7 +136,7 @@ def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Gen
 
     def work() -> None:
         try:
-            for ids in wanted:
+            for ids in announced:
                 if not put(source.batch(ids)):
                     return
             put(None)
@@ -130,7 +155,31 @@ def prefetch(source: SampleSource, wanted: Iterable[Ids], depth: int = 2) -> Gen
         thread.join()
 
 
-def _to_tensor(array: NDArray[np.generic]) -> Tensor:
-    """The array as a tensor that a GPU, where there is one, can fetch while it computes."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+def look_ahead(source: SampleSource, wanted: Iterable[Ids]) -> Iterator[Ids]:
+    """The wanted ids as they are, while the shards of those that follow are being fetched.
+
+    It looks so far ahead that two windows of shards are under way, and never further than ``_STEPS_AHEAD``.
+    """
+    upcoming: deque[tuple[Ids, list[int]]] = deque()
+    under_way: Counter[int] = Counter()
+    steps = iter(wanted)
+    while True:
+        while len(under_way) < source.lookahead and len(upcoming) < _STEPS_AHEAD:
+            ids = next(steps, None)
+            if ids is None:
+                break
+            shards = source.shards_of(ids)
+            source.reader.announce(shard for shard in shards if shard not in under_way)
+            under_way.update(shards)
+            upcoming.append((ids, shards))
+        if not upcoming:
+            return
+        ids, shards = upcoming.popleft()
+        under_way.subtract(shards)
+        under_way += Counter()  # drops those at nought
+        yield ids
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A tensor that a GPU, where there is one, can fetch while it computes."""
+    return tensor.pin_memory() if torch.cuda.is_available() and tensor.device == CPU else tensor

@@ -12,8 +12,8 @@ from typing import Any
 from bts_dist.checkpoint import fetch_newest, names, read_config
 from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
+from shards.cache import cache_folder
 from shards.errors import InputError
-from shards.reader import cache_folder
 from shards.store import LocalStore, MissingObject, ObjectStore, join_uri, open_store
 
 _RECIPE = ("model", "loss", "optim", "schedule", "augment", "train", "split")

@@ -7,8 +7,10 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
-from bts_dist.data import SampleSource, prefetch
+from bts_dist.data import Batch, SampleSource, prefetch
 from bts_dist.optim import Ema, make_optimizer, set_lr
 from bts_dist.runtime import Runtime, all_reduce
 from bts_dist.step import Trainer, average_buffers, train_step
@@ -26,7 +28,7 @@ from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
 from shards.errors import InputError
 from shards.order import check_batch
-from shards.reader import PackedData
+from shards.reader import PackedData, TrainingSplit
 from shards.store import ObjectStore
 
 
@@ -42,13 +44,18 @@ def train(config: Config, runtime: Runtime, run: ObjectStore, workspace: Path) -
     notes: list[str] = []
     trainer = _prepare(config, runtime, notes)
     progress = trainer.state.progress
-    with closing(trainer.train), closing(trainer.val), _tracker(trainer, run, workspace) as tracker:
-        for note in [*notes, _description(trainer)]:
+    with (
+        closing(trainer.train),
+        closing(trainer.val),
+        closing(_batches(trainer)) as batches,
+        _tracker(trainer, run, workspace) as tracker,
+    ):
+        for note in [*notes, trainer.train.note, _description(trainer)]:
             tracker.note(progress.step, note)
         while not _finished(config, progress):
             epoch, lr = progress.epoch, trainer.lr(progress.epoch)
             started = time.monotonic()
-            loss = _train_epoch(trainer, epoch, tracker)
+            loss, waited = _train_epoch(trainer, epoch, batches, tracker)
             trained = time.monotonic()
             result = _validate(trainer, tracker)
             validated = time.monotonic()
@@ -58,6 +65,7 @@ def train(config: Config, runtime: Runtime, run: ObjectStore, workspace: Path) -
                 "lr": lr,
                 **result.metrics,
                 "time/train_s": trained - started,
+                "time/data_wait_s": waited,
                 "time/val_s": validated - trained,
                 "samples_per_s": trainer.order(epoch).num_samples / (trained - started),
             }
@@ -72,7 +80,7 @@ def check_fit(config: Config, world_size: int) -> PackedData:
         InputError: no data set, no training or validation patients, too few samples for the workers, or slices
             that the model's depth does not divide.
     """
-    data = PackedData(config.data.shards, config.store)
+    data = PackedData(config.data.shards, config.store, config.data)
     manifest = data.manifest
     for split in ("train", "val"):
         if not manifest.patients[split]:
@@ -96,8 +104,9 @@ def _prepare(config: Config, runtime: Runtime, notes: list[str]) -> Trainer:
     """Open the data, build the model and restore the newest whole checkpoint."""
     _set_threads(config, runtime)
     data = check_fit(config, runtime.world_size)
-    train = SampleSource(data.training("train"), config.data)
-    val = SampleSource(data.training("val"), config.data)
+    train, val = (
+        SampleSource(data.training(split), config.data, runtime.device) for split in get_args(TrainingSplit)
+    )
     torch.manual_seed(config.train.seed)
     model: nn.Module = make_unet(config.model, runtime.device, channels_last=config.train.channels_last)
     if config.model.norm == "batch" and runtime.world_size > 1 and runtime.device.type == "cuda":
@@ -137,38 +146,55 @@ def _check_same_start(runtime: Runtime, step: int) -> None:
         )
 
 
-def _train_epoch(trainer: Trainer, epoch: int, tracker: Tracker) -> float:
-    """Take every step of one epoch; the mean loss of its steps.  Afterwards all ranks hold the same weights."""
-    cfg, runtime, progress = trainer.config, trainer.runtime, trainer.state.progress
+def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
+    """This rank's parts of all global batches that are left to train on, one epoch after another."""
+    cfg, runtime = trainer.config, trainer.runtime
+    return prefetch(
+        trainer.train,
+        (
+            order.part(step, runtime.rank, runtime.world_size)
+            for order in map(trainer.order, range(trainer.state.progress.epoch, cfg.train.epochs))
+            for step in range(order.num_steps)
+        ),
+    )
+
+
+def _train_epoch(
+    trainer: Trainer, epoch: int, batches: Iterator[Batch], tracker: Tracker
+) -> tuple[float, float]:
+    """Take every step of one epoch: the mean loss of its steps, and the seconds spent waiting for data.
+
+    Afterwards all ranks hold the same weights.
+    """
+    cfg, progress = trainer.config, trainer.state.progress
     order = trainer.order(epoch)
     first = progress.step
-    parts = (order.part(step, runtime.rank, runtime.world_size) for step in range(order.num_steps))
     trainer.network.train()
     losses: list[Tensor] = []
     norms: list[Tensor] = []
-    logged_at, logged_samples = time.monotonic(), 0
-    with closing(prefetch(trainer.train, parts)) as batches:
-        for step, batch in enumerate(batches):
-            lr = trainer.lr(epoch + step / order.num_steps)
-            set_lr(trainer.state.optimizer, lr)
-            start, stop = order.bounds(step)
-            loss, norm = train_step(trainer, batch, epoch, stop - start)
-            losses.append(loss)
-            norms.append(norm)
-            progress.step = first + step + 1
-            if progress.step % cfg.train.log_every == 0:
-                _check_finite(loss, norm, progress.step)
-                now = time.monotonic()
-                row = {"loss": float(loss), "lr": lr, "grad_norm": float(norm)}
-                rate = {"samples_per_s": (stop - logged_samples) / (now - logged_at)}
-                tracker.log(
-                    "step", progress.step, {**row, "epoch": epoch + (step + 1) / order.num_steps, **rate}
-                )
-                logged_at, logged_samples = now, stop
+    waited, logged_at, logged_samples = 0.0, time.monotonic(), 0
+    for step in range(order.num_steps):
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
+        lr = trainer.lr(epoch + step / order.num_steps)
+        set_lr(trainer.state.optimizer, lr)
+        start, stop = order.bounds(step)
+        loss, norm = train_step(trainer, batch, epoch, stop - start)
+        losses.append(loss)
+        norms.append(norm)
+        progress.step = first + step + 1
+        if progress.step % cfg.train.log_every == 0:
+            _check_finite(loss, norm, progress.step)
+            now = time.monotonic()
+            row = {"loss": float(loss), "lr": lr, "grad_norm": float(norm)}
+            rate = {"samples_per_s": (stop - logged_samples) / (now - logged_at)}
+            tracker.log("step", progress.step, {**row, "epoch": epoch + (step + 1) / order.num_steps, **rate})
+            logged_at, logged_samples = now, stop
     mean = torch.stack(losses).mean()
     _check_finite(mean, torch.stack(norms).mean(), progress.step)
     average_buffers(trainer)
-    return float(mean)
+    return float(mean), waited
 
 
 def _validate(trainer: Trainer, tracker: Tracker) -> Validation:

@@ -24,12 +24,18 @@ class DataConfig(Section):
     """The packed data set: a folder or ``s3://bucket/prefix``."""
     image_size: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that the model sees; null is the native size.  Scores are always at native size."""
-    cache: Literal["none", "memory"] = "memory"
-    """``memory`` keeps decoded uint8 samples, so that each is decoded once a worker."""
+    cache: Literal["auto", "none", "disk", "memory", "device"] = "auto"
+    """What is kept of the samples between epochs.  ``memory``: decoded uint8 samples, once a node, shared by its
+    workers.  ``device``: the same on each worker's accelerator.  ``disk``: nothing decoded, but shards fetched from
+    object storage stay in ``store.cache_dir`` (with ``memory`` and ``device`` too).  ``none``: nothing is kept, and
+    nothing is written to disk.  ``auto`` takes the fastest that fits, and the run's record says which."""
     window_shards: int = Field(default=8, ge=1)
-    """How many shards are shuffled together: more is a better shuffle, fewer reads more sequentially."""
-    decode_threads: int = Field(default=2, ge=1)
-    """Threads per worker that decode samples ahead of the step."""
+    """How many shards are shuffled together: more is a better shuffle, fewer reads more sequentially.  As many
+    again are fetched ahead, beyond the epoch's end too."""
+    decode_threads: int = Field(default=2, ge=0)
+    """Threads per worker that decode samples ahead of the step; 0 decodes within the step."""
+    fetch_threads: int = Field(default=4, ge=1)
+    """Shards that a worker fetches and verifies at the same time."""
 
 
 class HoldoutSplit(Section):
@@ -78,13 +84,21 @@ class StoreConfig(Section):
     """How object storage is spoken to.  Endpoint and credentials come from the AWS environment."""
 
     attempts: int = Field(default=5, ge=1)
-    """Tries of one request before it is an error."""
+    """Tries in a row that may fail before it is an error.  A download that breaks off and has got on since the
+    last break starts counting anew."""
+    deadline_s: float = Field(default=600, gt=0)
+    """Longest that one request, or one object read in several, is tried, in seconds."""
     timeout_s: float = Field(default=60, gt=0)
     """Longest silence of the server during one request, in seconds."""
-    part_mib: int = Field(default=16, ge=5)
-    """Size of one part of a multipart upload, in MiB."""
+    part_mib: int = Field(default=16, ge=5, le=5120)
+    """Size of one part of a multipart upload, in MiB.  What is larger goes in parts."""
+    upload_threads: int = Field(default=4, ge=1)
+    """Parts of one object that are sent at a time; each takes its size in memory."""
     cache_dir: str | None = None
     """Node-local folder for shards fetched from ``s3://``; null is ``bts-dist`` in $XDG_CACHE_HOME or ~/.cache."""
+    cache_gib: float = Field(default=50, gt=0)
+    """Most disk that the shards in ``cache_dir`` take, in GiB; the least recently used go first.  Shards that are
+    being read keep their space a little longer."""
 
 
 class PhantomConfig(Section):

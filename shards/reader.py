@@ -1,14 +1,9 @@
-"""Samples of a packed data set by number, from bytes whose sha256 has been checked.
-
-A shard is read through a local file: the store's own, or a copy in the node's cache folder.  Its whole content
-is hashed once a process before the first sample is decoded from it.
-"""
+"""Samples of a packed data set by number, from bytes whose sha256 has been checked."""
 
 import hashlib
-import os
-import threading
+from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,12 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.config import StoreConfig
-from shards.encode import MASK_SUFFIX, Pixels, decode_image, decode_mask
+from shards.cache import NodeCache
+from shards.config import DataConfig, StoreConfig
+from shards.encode import MASK_SUFFIX, META_SUFFIX, Pixels, decode_image, decode_mask
 from shards.errors import InputError
+from shards.files import ShardFiles, Span
 from shards.manifest import Manifest, load_index, load_manifest
 from shards.plan import Split
-from shards.store import LocalStore, MissingObject, ObjectStore, open_store
+from shards.store import LocalStore, StoreError, open_store
 
 TrainingSplit = Literal["train", "val"]
 
@@ -39,8 +36,9 @@ class SplitIndex:
     slice_number: NDArray[np.int64]
     tumour_pixels: NDArray[np.int64]
     image_span: NDArray[np.int64]
-    """Offset and size of the image in its shard, bytes; (N, 2).  ``mask_span`` likewise."""
+    """Offset and size of the image in its shard, bytes; (N, 2).  ``mask_span`` and ``meta_span`` likewise."""
     mask_span: NDArray[np.int64]
+    meta_span: NDArray[np.int64]
     mean: NDArray[np.float32]
     """Normalisation figures of each sample's volume; (N, 3).  ``std`` likewise."""
     std: NDArray[np.float32]
@@ -60,17 +58,22 @@ class SplitIndex:
 class PackedData:
     """A packed data set, opened: its manifest is read, its index checked."""
 
-    def __init__(self, uri: str, store: StoreConfig | None = None) -> None:
-        """Open the data set at ``uri``.
+    def __init__(self, uri: str, store: StoreConfig | None = None, data: DataConfig | None = None) -> None:
+        """Open the data set at ``uri``; ``data`` says how samples are to be read.
 
         Raises:
             InputError: there is none, or manifest and index disagree.
         """
-        config = store or StoreConfig()
-        self.store = open_store(uri, config)
+        self._config, self._reading = store or StoreConfig(), data or DataConfig()
+        self.store = open_store(uri, self._config)
         self.manifest: Manifest = load_manifest(self.store)
         self._table = load_index(self.store, self.manifest)
-        self._files = ShardFiles(self.store, self.manifest, config)
+
+    def reading(self, data: DataConfig) -> "PackedData":
+        """The same data set, to be read another way."""
+        other = copy(self)
+        other._reading = data
+        return other
 
     def training(self, split: TrainingSplit) -> "SplitReader":
         """Samples to train or choose on.  Test samples cannot be asked for here."""
@@ -99,19 +102,41 @@ class PackedData:
             tumour_pixels=rows["tumour_pixels"].to_numpy().astype(np.int64),
             image_span=_columns(rows, "image_offset", "image_size").astype(np.int64),
             mask_span=_columns(rows, "mask_offset", "mask_size").astype(np.int64),
+            meta_span=_columns(rows, "meta_offset", "meta_size").astype(np.int64),
             mean=_columns(rows, "mean_0", "mean_1", "mean_2").astype(np.float32),
             std=_columns(rows, "std_0", "std_1", "std_2").astype(np.float32),
         )
-        return SplitReader(index, self._files, self.manifest)
+        return SplitReader(index, self)
 
 
 class SplitReader:
     """Decodes samples of one split by id."""
 
-    def __init__(self, index: SplitIndex, files: "ShardFiles", manifest: Manifest) -> None:
+    def __init__(self, index: SplitIndex, data: PackedData) -> None:
         self.index = index
-        self._files = files
-        self._manifest = manifest
+        self.remote = not isinstance(data.store, LocalStore)
+        """Whether the shards have to be fetched."""
+        self._manifest = manifest = data.manifest
+        self._starts = np.cumsum([0, *index.shard_sizes])
+        digests = {shard.name: shard.sha256 for shard in manifest.shards}
+        self.content = hashlib.sha256("".join(digests[n] for n in index.shard_names).encode()).hexdigest()
+        """Names the bytes of the split's shards."""
+        reading = data._reading
+        self.on_disk = self.remote and (
+            reading.cache in ("disk", "memory", "device")
+            or (reading.cache == "auto" and NodeCache.of(data._config).has_room())
+        )
+        """Whether fetched shards stay on this node's disk."""
+        self._files = ShardFiles(
+            data.store,
+            manifest,
+            data._config,
+            self._members_of,
+            on_disk=self.on_disk,
+            threads=reading.fetch_threads,
+            # The shards of a window, those that follow it, and a few of another window's last batches.
+            keep=3 * reading.window_shards,
+        )
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -142,15 +167,30 @@ class SplitReader:
         shard = self.index.shard_names[self.index.shard[sample]]
         name = f"{shard}: {self.index.key[sample]}.{suffix}"
         try:
-            path = self._files.path(shard)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        try:
-            return _read_span(path, span), name
+            return self._files.shard(shard).read(int(span[0]), int(span[1])), name
+        except (InputError, StoreError) as error:
+            raise type(error)(f"{name}: {error}") from error
         except OSError as error:
-            raise InputError(
-                f"{name}: cannot be read from {path} ({error}); copy or pack it again"
-            ) from error
+            raise InputError(f"{name}: cannot be read ({error}); copy or pack it again") from error
+
+    def announce(self, shards: Iterable[int]) -> None:
+        """Begin to fetch shards, by number in the index, whose samples will be read soon."""
+        self._files.announce(self.index.shard_names[shard] for shard in shards)
+
+    def close(self) -> None:
+        """Close the shards' files; samples cannot be read afterwards."""
+        self._files.close()
+
+    def _members_of(self, shard_name: str) -> list[Span]:
+        """What the index says that a shard holds, in the order of its bytes."""
+        index, shard = self.index, self.index.shard_names.index(shard_name)
+        suffixes = (self._manifest.image_suffix, MASK_SUFFIX, META_SUFFIX)
+        spans = (index.image_span, index.mask_span, index.meta_span)
+        return [
+            (f"{index.key[sample]}.{suffix}", int(span[sample, 0]), int(span[sample, 1]))
+            for sample in range(self._starts[shard], self._starts[shard + 1])
+            for suffix, span in zip(suffixes, spans, strict=True)
+        ]
 
     def read_resized(self, sample: int, size: int | None) -> tuple[Pixels, Pixels]:
         """As ``read``, scaled to ``size`` pixels a side: averaging for the image, majority for the mask."""
@@ -160,68 +200,6 @@ class SplitReader:
         small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
         share = Image.fromarray(mask * np.uint8(255)).resize((size, size), Image.Resampling.BOX)
         return np.asarray(small), (np.asarray(share) >= 128).astype(np.uint8)
-
-
-class ShardFiles:
-    """Verified local files of a data set's shards, fetched on first use; safe for threads and processes."""
-
-    def __init__(self, store: ObjectStore, manifest: Manifest, config: StoreConfig) -> None:
-        self._store = store
-        self._shards = {s.name: s for s in manifest.shards}
-        self._cache = LocalStore(str(cache_folder(config)), cache_folder(config).absolute())
-        self._verified: dict[str, Path] = {}
-        self._lock = threading.Lock()
-
-    def path(self, name: str) -> Path:
-        """A local file with the shard's bytes, checked by sha256 once a process."""
-        with self._lock:
-            if name not in self._verified:
-                self._verified[name] = self._fetch(name)
-            return self._verified[name]
-
-    def _fetch(self, name: str) -> Path:
-        sha256 = self._shards[name].sha256
-        if isinstance(self._store, LocalStore):
-            _checked(self._store, name, sha256)
-            return self._store.root / name
-        copy = f"{sha256}.tar"
-        if not _holds(self._cache, copy, sha256):
-            self._cache.put(copy, _checked(self._store, name, sha256))
-        return self._cache.root / copy
-
-
-def cache_folder(config: StoreConfig) -> Path:
-    """Where this node keeps shards fetched from object storage."""
-    if config.cache_dir is not None:
-        return Path(config.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bts-dist"
-
-
-def _holds(cache: LocalStore, key: str, sha256: str) -> bool:
-    try:
-        return hashlib.sha256(cache.get(key)).hexdigest() == sha256
-    except MissingObject:
-        return False
-
-
-def _checked(store: ObjectStore, name: str, sha256: str) -> bytes:
-    """A shard's bytes, if they are the packed ones."""
-    try:
-        data = store.get(name)
-    except MissingObject as error:
-        raise InputError(f"{store.uri}/{name} is missing; copy or pack it again") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise InputError(
-            f"{store.uri}/{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}… "
-            f"({len(data)} bytes found); the shard was changed or damaged: copy or pack it again"
-        )
-    return data
-
-
-def _read_span(path: Path, span: NDArray[np.int64]) -> bytes:
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), int(span[1]), int(span[0]))
 
 
 def _columns(table: pa.Table, *names: str) -> NDArray[np.generic]:

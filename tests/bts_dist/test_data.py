@@ -8,25 +8,26 @@ import pytest
 import torch
 
 from bts_dist.config import Config
-from bts_dist.data import Batch, SampleSource, prefetch
+from bts_dist.data import Batch, SampleSource, look_ahead, prefetch
 from shards.config import DataConfig
 from shards.errors import InputError
-from shards.order import Ids
+from shards.order import EpochOrder, Ids
 from shards.reader import PackedData
 
 
 def source(packed: Path, **settings: object) -> SampleSource:
-    config = DataConfig(decode_threads=2, **settings)  # type: ignore[arg-type]
-    return SampleSource(PackedData(str(packed)).training("train"), config)
+    config = DataConfig(**settings)  # type: ignore[arg-type]
+    return SampleSource(PackedData(str(packed), data=config).training("train"), config)
 
 
 def ids(*numbers: int) -> Ids:
     return np.array(numbers, np.int64)
 
 
-@pytest.mark.parametrize("cache", ["none", "memory"])
-def test_a_batch_holds_the_samples_in_order(packed: Path, cache: str) -> None:
-    made = source(packed, cache=cache)
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("cache", ["none", "disk", "memory", "auto"])
+def test_a_batch_holds_the_samples_in_order(packed: Path, cache: str, threads: int) -> None:
+    made = source(packed, cache=cache, decode_threads=threads)
     for wanted in (ids(5, 0, 9), ids(9, 5, 2), ids(0)):
         batch = made.batch(wanted)
         assert len(batch) == len(wanted)
@@ -42,12 +43,17 @@ def test_a_batch_holds_the_samples_in_order(packed: Path, cache: str) -> None:
 
 def test_a_cached_sample_is_decoded_once(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    made = source(packed)
+    made = source(packed, cache="memory")
     read = made.reader.read_resized
     monkeypatch.setattr(made.reader, "read_resized", lambda i, size: (decoded.append(i), read(i, size))[1])
     for wanted in (ids(1, 2), ids(2, 3), ids(3, 1)):
         made.batch(wanted)
     assert sorted(decoded) == [1, 2, 3]
+    other = source(packed, cache="memory")  # as another worker of the node
+    monkeypatch.setattr(other.reader, "read_resized", None)
+    assert torch.equal(other.batch(ids(3, 1)).image_BHWC, made.batch(ids(3, 1)).image_BHWC)
+    made.close()
+    other.close()
 
 
 def test_a_batch_keeps_its_samples_when_the_cache_is_used_again(packed: Path) -> None:
@@ -83,8 +89,9 @@ def test_images_are_normalised_by_their_volume() -> None:
     assert truth.sum() == 2
 
 
-def test_prefetched_batches_come_in_order(packed: Path) -> None:
-    made = source(packed)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_prefetched_batches_come_in_order(packed: Path, threads: int) -> None:
+    made = source(packed, decode_threads=threads)
     wanted = [ids(i, (i + 7) % 20) for i in range(20)]
     assert [batch.ids.tolist() for batch in prefetch(made, wanted)] == [w.tolist() for w in wanted]
 
@@ -116,17 +123,51 @@ def test_leaving_early_ends_the_thread(packed: Path) -> None:
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_no_more_than_the_depth_is_decoded_ahead(packed: Path) -> None:
-    asked: list[int] = []
-
-    def wanted():  # type: ignore[no-untyped-def]
-        for i in range(20):
-            asked.append(i)
-            yield ids(i)
-
-    running = prefetch(source(packed), wanted(), depth=2)
+def test_no_more_than_the_depth_is_decoded_ahead(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = source(packed)
+    batch, asked = made.batch, []
+    monkeypatch.setattr(made, "batch", lambda wanted: (asked.append(wanted), batch(wanted))[1])
+    running = prefetch(made, (ids(i) for i in range(20)), depth=2)
     for _ in range(3):
         next(running)
     # Two wait in the queue and one in the hand of the thread, beyond the three that were taken.
     assert len(asked) <= 3 + 2 + 1
     running.close()
+
+
+def test_shards_are_fetched_two_windows_ahead_and_into_the_next_epoch(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = source(packed, cache="none", window_shards=1)
+    sizes = made.reader.index.shard_sizes
+    assert len(sizes) >= 4
+    announced: list[int] = []
+    monkeypatch.setattr(made.reader, "announce", announced.extend)
+    orders = [EpochOrder(sizes, seed=1, epoch=epoch, global_batch=4, window_shards=1) for epoch in (0, 1)]
+    wanted = [order.batch(step) for order in orders for step in range(order.num_steps)]
+    running = look_ahead(made, wanted)
+    in_order = list(dict.fromkeys(int(made.reader.index.shard[i]) for ids in wanted for i in ids))
+    for taken, step_ids in enumerate(running, start=1):
+        assert step_ids is wanted[taken - 1]
+        needed = {int(shard) for shard in made.reader.index.shard[step_ids]}
+        assert needed <= set(announced)
+        if taken == 1:
+            assert announced[:2] == in_order[:2]
+            assert len(announced) <= 4  # a batch may lie across two shards
+        if (
+            taken == orders[0].num_steps
+        ):  # the last step of an epoch: the next one's first shard is on its way
+            assert len(announced) > len(sizes)
+    assert taken == len(wanted)
+    made.close()
+
+
+def test_what_is_cached_is_not_fetched_again(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = source(packed, cache="memory")
+    wanted = [np.arange(len(made.reader.index))]
+    assert len(list(prefetch(made, wanted))) == 1
+    announced: list[int] = []
+    monkeypatch.setattr(made.reader, "announce", announced.extend)
+    assert len(list(prefetch(made, wanted))) == 1
+    assert announced == []
+    made.close()

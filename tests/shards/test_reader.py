@@ -1,21 +1,23 @@
 import json
-import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from fault_proxy import Fault, FaultProxy, refusal
 from PIL import Image
 
-from shards.config import StoreConfig
+from shards.config import DataConfig, StoreConfig
 from shards.errors import InputError
 from shards.layout import find_patients
-from shards.reader import PackedData, SplitReader, cache_folder
+from shards.reader import PackedData, SplitReader
 from shards.source import read_volume
-from shards.store import open_store
+from shards.store import StoreError, open_store
 
 
 @pytest.fixture
@@ -127,15 +129,19 @@ def test_a_harmed_shard_is_refused_with_its_name_and_the_sample(
     data.training("train").read(0)
 
 
-@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b""), Path.unlink])
-def test_a_shard_that_is_harmed_after_its_check_is_refused_too(
-    copied: Path, harm: Callable[[Path], None]
-) -> None:
+def test_a_shard_that_is_cut_off_after_its_check_is_refused_too(copied: Path) -> None:
     reader = PackedData(str(copied)).test()
     reader.read(0)
-    harm(copied / "shards" / "test-000000.tar")
+    (copied / "shards" / "test-000000.tar").write_bytes(b"")
     with pytest.raises(InputError, match=rf"^shards/test-000000\.tar: {reader.index.key[0]}\.image\.png: "):
         reader.read(0)
+
+
+def test_a_shard_that_is_removed_after_its_check_can_be_read_on(copied: Path) -> None:
+    reader = PackedData(str(copied)).test()
+    image, _ = reader.read(0)
+    (copied / "shards" / "test-000000.tar").unlink()
+    np.testing.assert_array_equal(reader.read(0)[0], image)
 
 
 def test_a_manifest_of_another_size_is_found_out(copied: Path) -> None:
@@ -181,7 +187,7 @@ def test_a_node_keeps_what_it_fetched_and_fetches_again_what_was_harmed(on_s3: s
     shard = next(s for s in data.manifest.shards if s.split == "test")
     kept = tmp_path / "cache" / f"{shard.sha256}.tar"
     image, _ = data.test().read(0)
-    assert os.listdir(tmp_path / "cache") == [kept.name]
+    assert [path.name for path in (tmp_path / "cache").glob("*.*")] == [kept.name]
     assert kept.stat().st_size == shard.bytes
 
     flip(kept)
@@ -200,16 +206,57 @@ def test_a_shard_that_is_harmed_in_the_bucket_is_refused_and_not_kept(on_s3: str
     config = StoreConfig(cache_dir=str(tmp_path / "cache"))
     with pytest.raises(InputError, match=r"test-000000\.tar: sha256 is .*changed or damaged"):
         PackedData(on_s3, config).test().read(0)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").glob("*.*"))
 
 
-def test_the_cache_folder_follows_the_config_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder(StoreConfig()) == Path("/home/someone/.cache/bts-dist")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert cache_folder(StoreConfig()) == Path("/var/cache/bts-dist")
-    assert cache_folder(StoreConfig(cache_dir="~/disk")) == Path("/home/someone/disk")
+def gets(proxy: FaultProxy) -> int:
+    return sum(request.path.endswith(".tar") for request in proxy.requests if request.method == "GET")
+
+
+@pytest.mark.parametrize(("cache", "times"), [("none", 2), ("disk", 1)])
+def test_a_node_fetches_a_shard_once_if_it_may_keep_it(
+    on_s3: str, s3_proxy: FaultProxy, tmp_path: Path, cache: Literal["none", "disk"], times: int
+) -> None:
+    config = StoreConfig(cache_dir=str(tmp_path / "cache"))
+    for _ in range(2):
+        reader = PackedData(on_s3, config, DataConfig(cache=cache)).test()
+        assert len(reader.index.shard_sizes) == 1
+        for sample in (0, 1, 0):
+            reader.read(sample)
+        reader.close()
+    assert gets(s3_proxy) == times
+    assert (tmp_path / "cache").exists() == (cache == "disk")
+
+
+def test_announced_shards_are_fetched_in_the_background(
+    on_s3: str, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    reader = PackedData(on_s3, StoreConfig(cache_dir=str(tmp_path)), DataConfig(cache="disk")).training(
+        "train"
+    )
+    num = len(reader.index.shard_sizes)
+    reader.announce(range(num))
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.tar"))) < num and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gets(s3_proxy) == num
+    for sample in range(len(reader.index)):
+        reader.read(sample)
+    assert gets(s3_proxy) == num
+    reader.close()
+
+
+def test_a_failed_announcement_shows_when_the_shard_is_read_and_can_be_tried_again(
+    on_s3: str, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    store = StoreConfig(cache_dir=str(tmp_path), attempts=1)
+    reader = PackedData(on_s3, store, DataConfig(cache="disk")).test()
+    s3_proxy.faults.append(Fault("GET", "answer", answer=refusal(500, "InternalError")))
+    reader.announce([0])
+    with pytest.raises(StoreError, match=r"test-000000\.tar"):
+        reader.read(0)
+    reader.read(0)
+    reader.close()
 
 
 def test_a_half_covered_pixel_is_tumour() -> None:
