@@ -52,8 +52,7 @@ class MemoryCache:
         return self.memory.held[ids]
 
     def put(self, ids: Ids, image_BHWC: Pixels, mask_BHW: Pixels) -> None:
-        self.memory.images[ids], self.memory.masks[ids] = image_BHWC, mask_BHW
-        self.memory.held[ids] = True  # last: another worker may take them from now on
+        self.memory.put(ids, image_BHWC, mask_BHW)
 
     def take(self, ids: Ids) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.memory.images[ids]), torch.from_numpy(self.memory.masks[ids])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bts_dist.cache import open_cache
+from bts_dist.cache import SampleCache, open_cache
 from shards.config import DataConfig
 from shards.encode import Pixels
 from shards.order import Ids
@@ -73,13 +73,7 @@ class SampleSource:
         """Decode the samples, in order.  Raises what ``SplitReader.read`` raises."""
         index = self.reader.index
         figures = (_pinned(torch.from_numpy(column[ids])) for column in (index.mean, index.std))
-        if self._cache is None:
-            image, mask = map(torch.from_numpy, self._decode(ids))
-        else:
-            missing = ids[~self._cache.held(ids)]
-            if len(missing):
-                self._cache.put(missing, *self._decode(missing))
-            image, mask = self._cache.take(ids)
+        image, mask = self._decoded(ids) if self._cache is None else self._cached(self._cache, ids)
         return Batch(ids, _pinned(image), _pinned(mask), *figures)
 
     def native_mask(self, sample: int) -> Pixels:
@@ -99,6 +93,25 @@ class SampleSource:
         self.reader.close()
         if self._cache is not None:
             self._cache.close()
+
+    def _cached(self, cache: SampleCache, ids: Ids) -> tuple[Tensor, Tensor]:
+        held = cache.held(ids)
+        if held.all():
+            return cache.take(ids)
+        decoded = self._decode(ids[~held])
+        cache.put(ids[~held], *decoded)
+        if not held.any():
+            return torch.from_numpy(decoded[0]), torch.from_numpy(decoded[1])
+        # Not all out of the cache: what it had no room for is not there.
+        image, mask = cache.take(ids)
+        rows = torch.from_numpy(np.flatnonzero(~held)).to(image.device)
+        for kept, fresh in zip((image, mask), decoded, strict=True):
+            kept[rows] = torch.from_numpy(fresh).to(kept.device)
+        return image, mask
+
+    def _decoded(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        image, mask = self._decode(ids)
+        return torch.from_numpy(image), torch.from_numpy(mask)
 
     def _decode(self, ids: Ids) -> tuple[Pixels, Pixels]:
         images = np.empty((len(ids), *self._shape, 3), np.uint8)

@@ -40,8 +40,8 @@ class NodeCache:
     def of(cls, config: StoreConfig) -> "NodeCache":
         return cls(cache_folder(config).absolute(), int(config.cache_gib * _GIB))
 
-    def open(self, sha256: str, fetch: Callable[[], bytes]) -> tuple[BinaryIO, bytes]:
-        """A shard's file, open to read, and its bytes, whose sha256 has just been checked.
+    def open(self, sha256: str, fetch: Callable[[], bytes]) -> BinaryIO:
+        """A shard's file, open to read, whose sha256 has just been checked.
 
         ``fetch`` gets bytes that are verified already.  Of the processes of a node that want the same shard, one
         calls it and the others wait for the file.
@@ -59,7 +59,7 @@ class NodeCache:
             data = fetch()
             try:
                 self._make_room(len(data))
-                return _write(path, data), data
+                return _write(path, data)
             except OSError as error:
                 raise self._refusal(error) from error
 
@@ -105,18 +105,17 @@ class NodeCache:
         )
 
 
-def open_whole(path: Path, sha256: str) -> tuple[BinaryIO, bytes] | None:
-    """The file and its bytes, if it is there and they are the right ones."""
+def open_whole(path: Path, sha256: str) -> BinaryIO | None:
+    """The file, if it is there and its bytes are the right ones."""
     try:
         file = path.open("rb")
     except OSError:  # whoever fetches it says what is wrong
         return None
-    data = file.read()
-    if hashlib.sha256(data).hexdigest() != sha256:
-        file.close()
-        return None
-    file.seek(0)
-    return file, data
+    # Through a small buffer: to fault in fresh memory for a whole shard takes longer than to hash it.
+    if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+        return file
+    file.close()
+    return None
 
 
 def _write(path: Path, data: bytes) -> BinaryIO:

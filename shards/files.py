@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from typing import BinaryIO, Protocol
 
 from shards.cache import NodeCache, open_whole
@@ -102,23 +103,23 @@ class ShardFiles:
             return future
 
     def _open(self, name: str) -> Shard:
-        shard, data = self._verified(name)
-        check_contents(data, name, self._members(name))
-        return shard
-
-    def _verified(self, name: str) -> tuple[Shard, bytes]:
-        """The shard, and all its bytes, whose size and sha256 are the manifest's."""
         record = self._shards[name]
 
         def fetched() -> bytes:
             return fetch(self._store, name, sha256=record.sha256, size=record.bytes, config=self._config)
 
         if self._cache is not None:
-            file, data = self._cache.open(record.sha256, fetched)
-            return _OnDisk(file), data
+            return self._checked(name, self._cache.open(record.sha256, fetched))
         if not isinstance(self._store, LocalStore):
             data = fetched()
-            return _InMemory(data), data
-        while (found := open_whole(self._store.root / name, record.sha256)) is None:
+            check_contents(data, name, self._members(name))
+            return _InMemory(data)
+        while (file := open_whole(self._store.root / name, record.sha256)) is None:
             fetched()  # raises what is wrong with the file, unless it was put right just now
-        return _OnDisk(found[0]), found[1]
+        return self._checked(name, file)
+
+    def _checked(self, name: str, file: BinaryIO) -> Shard:
+        """The file as a shard, if its members are the expected ones."""
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as view:  # only the headers are looked at
+            check_contents(view, name, self._members(name))
+        return _OnDisk(file)

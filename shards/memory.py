@@ -32,11 +32,28 @@ class SampleMemory:
     """uint8 (samples, H, W) of {0, 1}."""
     held: NDArray[np.bool_]
     """(samples,)."""
+    _file: int | None = field(default=None, repr=False)
     _release: "finalize[..., SampleMemory] | None" = field(default=None, repr=False)
 
     @property
     def shared(self) -> bool:
         return self._release is not None
+
+    def put(self, ids: NDArray[np.int64], image_BHWC: Pixels, mask_BHW: Pixels) -> None:
+        """Keep samples, unless the memory file system is full."""
+        if self._file is None:
+            self.images[ids], self.masks[ids] = image_BHWC, mask_BHW
+            self.held[ids] = True
+            return
+        for sample, image, mask in zip(ids, image_BHWC, mask_BHW, strict=True):
+            # Written as to a file: to store into mapped pages would fault them in one by one, zeroed first, and
+            # where there is no room kill the process instead of telling it.
+            try:
+                os.pwrite(self._file, image, sample * image.nbytes)
+                os.pwrite(self._file, mask, self.images.nbytes + sample * mask.nbytes)
+            except OSError:
+                return
+            self.held[sample] = True  # last: from now on others may take it
 
     def close(self) -> None:
         """Let go; the last process to do so frees the memory.  The samples are gone afterwards."""
@@ -46,6 +63,7 @@ class SampleMemory:
             self.masks[:0].copy(),
             self.held[:0].copy(),
         )
+        self._file = None
         if self._release is not None:
             self._release()
 
@@ -83,12 +101,12 @@ def shared_memory(name: str, num_samples: int, height: int, width: int) -> Sampl
     ``name`` must stand for the content: data set, split and size.
 
     Raises:
-        OSError: there is no room for them.
+        OSError: there is no memory file system, or no room on it.
     """
     path = _path(name)
     _remove_left_over(path)
     size = sample_bytes(num_samples, height, width)
-    file = _open_shared(path, size)
+    file = _open_shared(path, size, max(1, num_samples))
     pages = np.frombuffer(mmap.mmap(file, size), np.uint8)
     pixels = num_samples * height * width
     images, masks, held = np.split(pages, [3 * pixels, 4 * pixels])
@@ -97,6 +115,7 @@ def shared_memory(name: str, num_samples: int, height: int, width: int) -> Sampl
         masks.reshape(num_samples, height, width),
         held[:num_samples].view(bool),
     )
+    kept._file = file
     kept._release = finalize(kept, _let_go, path, file)  # also when it is forgotten, and at the process's end
     return kept
 
@@ -105,15 +124,16 @@ def _path(name: str) -> Path:
     return SHARED / f"{_MARK}-{os.getuid()}-{name}"
 
 
-def _open_shared(path: Path, size: int) -> int:
-    """A descriptor of the file with its whole size reserved, locked as in use."""
+def _open_shared(path: Path, size: int, num_marks: int) -> int:
+    """A descriptor of the file, locked as in use, with room reserved for the marks at its end."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if _lock_alone(file) and os.fstat(file).st_size != size:
                 os.ftruncate(file, 0)
-                # Reserved at once: a page that cannot be had later would kill the process without a message.
-                os.posix_fallocate(file, 0, size)
+                os.ftruncate(file, size)
+                # The marks are stored into mapped pages: one that cannot be had would kill the process.
+                os.posix_fallocate(file, size - num_marks, num_marks)
             fcntl.flock(file, fcntl.LOCK_SH)
             if _is_at(path, file) and os.fstat(file).st_size == size:
                 return file

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +19,7 @@ from shards.errors import InputError
 from shards.files import ShardFiles, Span
 from shards.manifest import Manifest, load_index, load_manifest
 from shards.plan import Split
+from shards.rows import numbers
 from shards.store import LocalStore, StoreError, open_store
 
 TrainingSplit = Literal["train", "val"]
@@ -88,7 +90,7 @@ class PackedData:
         return self._reader("test")
 
     def _reader(self, split: Split) -> "SplitReader":
-        rows = self._table.filter(np.asarray(self._table["split"].to_numpy(zero_copy_only=False) == split))
+        rows = self._table.filter(pc.equal(self._table["split"], pa.scalar(split)))
         shards = [s for s in self.manifest.shards if s.split == split]
         number = {s.name: i for i, s in enumerate(shards)}
         index = SplitIndex(
@@ -98,8 +100,8 @@ class PackedData:
             key=tuple(rows["key"].to_pylist()),
             patient=tuple(rows["patient"].to_pylist()),
             institution=tuple(rows["institution"].to_pylist()),
-            slice_number=rows["slice"].to_numpy().astype(np.int64),
-            tumour_pixels=rows["tumour_pixels"].to_numpy().astype(np.int64),
+            slice_number=numbers(rows["slice"]).astype(np.int64),
+            tumour_pixels=numbers(rows["tumour_pixels"]).astype(np.int64),
             image_span=_columns(rows, "image_offset", "image_size").astype(np.int64),
             mask_span=_columns(rows, "mask_offset", "mask_size").astype(np.int64),
             meta_span=_columns(rows, "meta_offset", "meta_size").astype(np.int64),
@@ -207,4 +209,4 @@ class SplitReader:
 
 
 def _columns(table: pa.Table, *names: str) -> NDArray[np.generic]:
-    return np.stack([table[name].to_numpy() for name in names], axis=1)
+    return np.stack([numbers(table[name]) for name in names], axis=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bts_dist.cache import MemoryCache
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, look_ahead, prefetch
 from shards.config import DataConfig
@@ -54,6 +55,24 @@ def test_a_cached_sample_is_decoded_once(packed: Path, monkeypatch: pytest.Monke
     assert torch.equal(other.batch(ids(3, 1)).image_BHWC, made.batch(ids(3, 1)).image_BHWC)
     made.close()
     other.close()
+
+
+def test_samples_that_the_cache_has_no_room_for_are_delivered_too(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = source(packed, cache="memory")
+    assert isinstance(made._cache, MemoryCache)
+    kept = made._cache.memory
+    put = kept.put
+    monkeypatch.setattr(kept, "put", lambda ids, *samples: put(ids[:1], *(s[:1] for s in samples)))
+    for wanted in (ids(3, 1), ids(1, 5, 3, 0), ids(0, 5)):
+        batch = made.batch(wanted)
+        for row, sample in enumerate(wanted):
+            image, mask = made.reader.read(int(sample))
+            assert np.array_equal(batch.image_BHWC[row].numpy(), image)
+            assert np.array_equal(batch.mask_BHW[row].numpy(), mask)
+    assert kept.held.sum() == 3
+    made.close()
 
 
 def test_a_batch_keeps_its_samples_when_the_cache_is_used_again(packed: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
@@ -29,6 +30,10 @@ def never() -> bytes:
     raise AssertionError("it is there and must not be fetched")
 
 
+def whole(file: BinaryIO) -> bytes:
+    return os.pread(file.fileno(), 100 * KIB, 0)
+
+
 def kept(cache: NodeCache) -> set[str]:
     return {path.stem for path in cache.folder.glob("*.tar")}
 
@@ -41,8 +46,8 @@ def cache(tmp_path: Path) -> NodeCache:
 def test_a_shard_is_fetched_once(cache: NodeCache) -> None:
     sha256, data = shard(1)
     for fetch in (lambda: data, never):
-        file, found = cache.open(sha256, fetch)
-        assert found == file.read() == data
+        file = cache.open(sha256, fetch)
+        assert os.pread(file.fileno(), 2 * KIB, 0) == data
     assert kept(cache) == {sha256}
 
 
@@ -51,8 +56,8 @@ def test_a_harmed_file_is_fetched_again(cache: NodeCache, harm: Callable[[bytes]
     sha256, data = shard(1)
     cache.open(sha256, lambda: data)
     (cache.folder / f"{sha256}.tar").write_bytes(harm(data))
-    assert cache.open(sha256, lambda: data)[1] == data
-    assert cache.open(sha256, never)[1] == data
+    assert whole(cache.open(sha256, lambda: data)) == data
+    assert whole(cache.open(sha256, never)) == data
 
 
 def test_what_was_used_longest_ago_goes_first(cache: NodeCache) -> None:
@@ -70,13 +75,13 @@ def test_a_shard_larger_than_the_limit_is_still_served(cache: NodeCache) -> None
     small = shard(1)
     cache.open(small[0], lambda: small[1])
     sha256, data = shard(2, 5 * KIB)
-    assert cache.open(sha256, lambda: data)[1] == data
+    assert whole(cache.open(sha256, lambda: data)) == data
     assert kept(cache) == {sha256}
 
 
 def test_an_evicted_file_stays_good_for_who_has_it_open(cache: NodeCache) -> None:
     (first, data), *others = [shard(number) for number in range(4)]
-    file, _ = cache.open(first, lambda: data)
+    file = cache.open(first, lambda: data)
     for sha256, other in others:
         cache.open(sha256, lambda other=other: other)
     assert first not in kept(cache)
@@ -93,7 +98,7 @@ def test_threads_that_want_one_shard_fetch_it_once(cache: NodeCache) -> None:
         return data
 
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: cache.open(sha256, slowly)[1], range(8)))
+        found = list(threads.map(lambda _: whole(cache.open(sha256, slowly)), range(8)))
     assert found == [data] * 8
 
 
@@ -105,13 +110,14 @@ def test_a_failed_fetch_leaves_the_way_free(cache: NodeCache) -> None:
 
     with pytest.raises(InputError, match="on fire"):
         cache.open(sha256, failing)
-    assert cache.open(sha256, lambda: data)[1] == data
+    assert whole(cache.open(sha256, lambda: data)) == data
 
 
 WORKER = """
-import hashlib, sys
+import hashlib, os, sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 from shards.cache import NodeCache
 cache = NodeCache(Path(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
@@ -119,7 +125,8 @@ round = 0
 while True:
     for number in range(8):
         data = bytes([number]) * 50_000
-        assert cache.open(hashlib.sha256(data).hexdigest(), lambda: data)[1] == data
+        file = cache.open(hashlib.sha256(data).hexdigest(), lambda: data)
+        assert os.pread(file.fileno(), 60_000, 0) == data
     round += 1
     print(round, flush=True)
 """
@@ -148,7 +155,7 @@ def test_processes_share_it_though_some_are_killed(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, limit)
     for number in range(8):
         data = bytes([number]) * 50_000
-        assert cache.open(hashlib.sha256(data).hexdigest(), lambda data=data: data)[1] == data
+        assert whole(cache.open(hashlib.sha256(data).hexdigest(), lambda data=data: data)) == data
     assert sum(path.stat().st_size for path in tmp_path.glob("*.*")) <= limit
 
 

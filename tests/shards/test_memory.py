@@ -59,21 +59,52 @@ def test_the_last_one_out_frees_it() -> None:
     assert len(ours.images) == len(theirs.held) == 0
 
 
-def test_room_is_reserved_at_once() -> None:
+def samples(num: int, height: int, width: int, value: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((num, height, width, 3), value, np.uint8), np.full((num, height, width), value, np.uint8)
+
+
+def test_what_is_put_is_held_by_all() -> None:
+    ours, theirs = (shared_memory("a", 5, 4, 3) for _ in range(2))
+    ours.put(np.array([3, 1]), *samples(2, 4, 3, 8))
+    for kept in (ours, theirs):
+        assert kept.held.tolist() == [False, True, False, True, False]
+        assert kept.images.sum() == 2 * 36 * 8
+        assert (kept.images[[1, 3]] == 8).all()
+        assert (kept.masks[[1, 3]] == 8).all()
+        assert kept.masks.sum() == 2 * 12 * 8
+
+
+def test_it_takes_no_more_room_than_what_is_put() -> None:
     before = shared_room()
     kept = shared_memory("a", 16, 256, 256)
-    assert before - shared_room() >= sample_bytes(16, 256, 256) == 16 * (4 * 65536 + 1)
+    assert before - shared_room() <= 8192
+    kept.put(np.array([0, 1]), *samples(2, 256, 256, 1))
+    assert 2 * 4 * 65536 <= before - shared_room() <= 2 * 4 * 65536 + 16384
     kept.close()
     assert shared_room() == before
 
 
-def test_too_large_is_an_error_and_leaves_nothing() -> None:
-    status = os.statvfs("/dev/shm")
-    num = 1 + status.f_blocks * status.f_frsize // sample_bytes(1, 4096, 4096)
-    with pytest.raises(OSError, match="No space left") as caught:
-        shared_memory("a", num, 4096, 4096)
-    assert caught.value.errno == errno.ENOSPC
-    assert files() == []
+def test_what_has_no_room_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = shared_memory("a", 4, 4, 4)
+    pwrite, written = os.pwrite, []
+
+    def full(file: int, data: np.ndarray, at: int) -> int:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(at)
+        return pwrite(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    kept.put(np.arange(4), *samples(4, 4, 4, 1))
+    assert kept.held.tolist() == [True, False, False, False]
+    kept.close()
+
+
+def test_without_a_memory_file_system_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SHARED", Path("/nowhere"))
+    with pytest.raises(FileNotFoundError):
+        shared_memory("a", 1, 4, 4)
+    assert shared_room() == 0
 
 
 def test_none_at_all_is_possible() -> None:
@@ -86,6 +117,9 @@ def test_private_memory_is_not_shared() -> None:
     kept = private_memory(2, 4, 4)
     assert not kept.shared
     assert not kept.held.any()
+    kept.put(np.array([1]), *samples(1, 4, 4, 5))
+    assert kept.held.tolist() == [False, True]
+    assert (kept.images[1] == 5).all()
     kept.close()
     assert files() == []
 
