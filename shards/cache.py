@@ -1,25 +1,27 @@
 """Shards fetched from object storage, kept on a node for all its processes.
 
 A shard is a file named by its sha256, so data sets share what they have in common and nothing is ever stale.
-Whoever opens one checks its bytes; a file that a crash left half-written, or that the disk spoilt, is fetched
+Its bytes are checked by who opens it; a file that a crash left half-written, or that the disk spoilt, is fetched
 again.  The folder is bounded: what was used longest ago goes first.  Removing a file harms nobody who has it
 open, since the system keeps its bytes until the last one closes it.
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from shards.config import StoreConfig
 from shards.errors import InputError
+from shards.vouching import Vouching
 
 _GIB = 1 << 30
+_USED_TOGETHER_S = 60
 
 
 def cache_folder(config: StoreConfig) -> Path:
@@ -36,11 +38,15 @@ class NodeCache:
     folder: Path
     limit: int
 
+    @property
+    def vouching(self) -> Vouching:
+        return Vouching(self.folder / "locks")
+
     @classmethod
     def of(cls, config: StoreConfig) -> "NodeCache":
         return cls(cache_folder(config).absolute(), int(config.cache_gib * _GIB))
 
-    def open(self, sha256: str, fetch: Callable[[], bytes]) -> BinaryIO:
+    def open(self, sha256: str, fetch: Callable[[], bytes]) -> BufferedReader:
         """A shard's file, open to read, whose sha256 has just been checked.
 
         ``fetch`` gets bytes that are verified already.  Of the processes of a node that want the same shard, one
@@ -51,10 +57,9 @@ class NodeCache:
         """
         path = self.folder / f"{sha256}.tar"
         with self._lock(f"shard-{sha256[:2]}"):
-            found = open_whole(path, sha256)
+            _mark_used(path)
+            found = open_whole(path, sha256, self.vouching)
             if found is not None:
-                with suppress(FileNotFoundError):  # evicted since; the open file stays good
-                    os.utime(path)
                 return found
             data = fetch()
             try:
@@ -105,20 +110,26 @@ class NodeCache:
         )
 
 
-def open_whole(path: Path, sha256: str) -> BinaryIO | None:
+def _mark_used(path: Path) -> None:
+    """Set the time by which files are evicted, though not for each of several processes that open it together."""
+    with suppress(FileNotFoundError):
+        if time.time() - path.stat().st_mtime > _USED_TOGETHER_S:
+            os.utime(path)
+
+
+def open_whole(path: Path, sha256: str, vouching: Vouching) -> BufferedReader | None:
     """The file, if it is there and its bytes are the right ones."""
     try:
         file = path.open("rb")
     except OSError:  # whoever fetches it says what is wrong
         return None
-    # Through a small buffer: to fault in fresh memory for a whole shard takes longer than to hash it.
-    if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+    if vouching.holds(file, sha256):
         return file
     file.close()
     return None
 
 
-def _write(path: Path, data: bytes) -> BinaryIO:
+def _write(path: Path, data: bytes) -> BufferedReader:
     """Give the bytes their name once all are there.  Whoever opens the file later checks them, so no fsync."""
     part = path.with_suffix(".part")
     with part.open("wb") as file:

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from mmap import ACCESS_READ, mmap
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from shards.cache import NodeCache, open_whole
 from shards.config import StoreConfig
@@ -19,6 +20,7 @@ from shards.fetch import fetch
 from shards.manifest import Manifest
 from shards.store import LocalStore, ObjectStore
 from shards.tar import check_contents
+from shards.vouching import Vouching
 
 Span = tuple[str, int, int]
 """A member's name, offset and size."""
@@ -34,7 +36,7 @@ class Shard(Protocol):
 class _OnDisk:
     """The open file stays good when another process evicts its name."""
 
-    file: BinaryIO
+    file: BufferedReader
 
     def read(self, start: int, size: int) -> bytes:
         return os.pread(self.file.fileno(), size, start)
@@ -69,7 +71,9 @@ class ShardFiles:
         self._config = config
         self._shards = {s.name: s for s in manifest.shards}
         self._members = members
-        self._cache = NodeCache.of(config) if on_disk and not isinstance(store, LocalStore) else None
+        cache = NodeCache.of(config)
+        self._cache = cache if on_disk and not isinstance(store, LocalStore) else None
+        self._vouching = cache.vouching if on_disk else Vouching(None)
         self._keep = keep
         self._opened: OrderedDict[str, Future[Shard]] = OrderedDict()
         self._lock = threading.Lock()
@@ -114,12 +118,14 @@ class ShardFiles:
             data = fetched()
             check_contents(data, name, self._members(name))
             return _InMemory(data)
-        while (file := open_whole(self._store.root / name, record.sha256)) is None:
+        while (file := open_whole(self._store.root / name, record.sha256, self._vouching)) is None:
             fetched()  # raises what is wrong with the file, unless it was put right just now
         return self._checked(name, file)
 
-    def _checked(self, name: str, file: BinaryIO) -> Shard:
+    def _checked(self, name: str, file: BufferedReader) -> Shard:
         """The file as a shard, if its members are the expected ones."""
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            check_contents(b"", name, self._members(name))
         with mmap(file.fileno(), 0, access=ACCESS_READ) as view:  # only the headers are looked at
             check_contents(view, name, self._members(name))
         return _OnDisk(file)

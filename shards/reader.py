@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import compress
+from typing import Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -90,23 +89,32 @@ class PackedData:
         return self._reader("test")
 
     def _reader(self, split: Split) -> "SplitReader":
-        rows = self._table.filter(pc.equal(self._table["split"], pa.scalar(split)))
+        # Rows stand shard by shard in the manifest's order, as was checked.
+        ours = np.repeat(
+            [s.split == split for s in self.manifest.shards], [s.samples for s in self.manifest.shards]
+        )
         shards = [s for s in self.manifest.shards if s.split == split]
-        number = {s.name: i for i, s in enumerate(shards)}
+
+        def texts(name: str) -> tuple[str, ...]:
+            return tuple(compress(self._table[name].to_pylist(), ours))
+
+        def columns(*names: str) -> NDArray[Any]:
+            return np.stack([numbers(self._table[name])[ours] for name in names], axis=1)
+
         index = SplitIndex(
             shard_names=tuple(s.name for s in shards),
             shard_sizes=tuple(s.samples for s in shards),
-            shard=np.asarray([number[name] for name in rows["shard"].to_pylist()], np.int64),
-            key=tuple(rows["key"].to_pylist()),
-            patient=tuple(rows["patient"].to_pylist()),
-            institution=tuple(rows["institution"].to_pylist()),
-            slice_number=numbers(rows["slice"]).astype(np.int64),
-            tumour_pixels=numbers(rows["tumour_pixels"]).astype(np.int64),
-            image_span=_columns(rows, "image_offset", "image_size").astype(np.int64),
-            mask_span=_columns(rows, "mask_offset", "mask_size").astype(np.int64),
-            meta_span=_columns(rows, "meta_offset", "meta_size").astype(np.int64),
-            mean=_columns(rows, "mean_0", "mean_1", "mean_2").astype(np.float32),
-            std=_columns(rows, "std_0", "std_1", "std_2").astype(np.float32),
+            shard=np.repeat(np.arange(len(shards)), [s.samples for s in shards]),
+            key=texts("key"),
+            patient=texts("patient"),
+            institution=texts("institution"),
+            slice_number=columns("slice")[:, 0].astype(np.int64),
+            tumour_pixels=columns("tumour_pixels")[:, 0].astype(np.int64),
+            image_span=columns("image_offset", "image_size").astype(np.int64),
+            mask_span=columns("mask_offset", "mask_size").astype(np.int64),
+            meta_span=columns("meta_offset", "meta_size").astype(np.int64),
+            mean=columns("mean_0", "mean_1", "mean_2").astype(np.float32),
+            std=columns("std_0", "std_1", "std_2").astype(np.float32),
         )
         return SplitReader(index, self)
 
@@ -124,17 +132,17 @@ class SplitReader:
         self.content = hashlib.sha256("".join(digests[n] for n in index.shard_names).encode()).hexdigest()
         """Names the bytes of the split's shards."""
         reading = data._reading
-        self.on_disk = self.remote and (
-            reading.cache in ("disk", "memory", "device")
-            or (reading.cache == "auto" and NodeCache.of(data._config).has_room())
+        writes = reading.cache != "none" and (
+            reading.cache != "auto" or NodeCache.of(data._config).has_room()
         )
+        self.on_disk = self.remote and writes
         """Whether fetched shards stay on this node's disk."""
         self._files = ShardFiles(
             data.store,
             manifest,
             data._config,
             self._members_of,
-            on_disk=self.on_disk,
+            on_disk=writes,
             threads=reading.fetch_threads,
             # The shards of a window, those that follow it, and a few of another window's last batches.
             keep=3 * reading.window_shards,
@@ -206,7 +214,3 @@ class SplitReader:
         small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
         share = Image.fromarray(mask * np.uint8(255)).resize((size, size), Image.Resampling.BOX)
         return np.asarray(small), (np.asarray(share) >= 128).astype(np.uint8)
-
-
-def _columns(table: pa.Table, *names: str) -> NDArray[np.generic]:
-    return np.stack([numbers(table[name]) for name in names], axis=1)

@@ -1,12 +1,12 @@
 """The rows of an index, checked all at once: what each says must be possible, and all of them must fit together."""
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shards.errors import InputError
@@ -120,10 +120,10 @@ class _Rows:
         """Keys follow from patients, whose names are safe, and slices."""
         number = self._ints("slice")
         self._refuse((number < 0) | (number > 999_999), "slice", "not 0 to 999999")
-        digits = pc.utf8_lpad(pc.cast(self.table["slice"], pa.string()), 4, "0")
-        right = pc.binary_join_element_wise(self.table["patient"], digits, pa.scalar("_"))
+        patients = self.table["patient"].to_pylist()
+        right = (f"{patient}_{slice_:04d}" for patient, slice_ in zip(patients, number.tolist(), strict=True))
         self._refuse(
-            numbers(pc.not_equal(self.table["key"], right)),
+            np.fromiter(map(operator.ne, self.table["key"].to_pylist(), right), bool, len(number)),
             "key",
             "not its patient and four digits of its slice",
         )

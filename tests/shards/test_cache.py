@@ -64,7 +64,7 @@ def test_what_was_used_longest_ago_goes_first(cache: NodeCache) -> None:
     shards = [shard(number) for number in range(5)]
     for age, (sha256, data) in enumerate(shards[:3]):
         cache.open(sha256, lambda data=data: data)
-        os.utime(cache.folder / f"{sha256}.tar", (age, age))
+        os.utime(cache.folder / f"{sha256}.tar", (age, age))  # long ago
     cache.open(shards[0][0], never)  # used again: the second is now the oldest
     for sha256, data in shards[3:]:
         cache.open(sha256, lambda data=data: data)
