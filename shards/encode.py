@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import tokenize
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -88,14 +89,21 @@ def _read_image(data: Buffer, extension: str, out: Pixels | None) -> Pixels:
 
 def _read_npy(data: Buffer) -> Pixels:
     """The array of an .npy file whose payload is plain bytes; nothing in it is ever unpickled."""
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(bytes(data[:start]))
+    payload = len(data) - start
+    if dtype != np.uint8 or fortran_order or math.prod(shape) != payload:
+        raise ValueError(f"{dtype} {shape} in {payload} bytes is no uint8 image")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+@lru_cache(maxsize=16)
+def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type; the slices of a data set have one header, and numpy takes long to read it."""
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("not version 1.0 of .npy")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    payload = len(data) - file.tell()
-    if dtype != np.uint8 or fortran_order or math.prod(shape) != payload:
-        raise ValueError(f"{dtype} {shape} in {payload} bytes is no uint8 image")
-    return np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape)
+    return np.lib.format.read_array_header_1_0(file)
 
 
 def encode_mask(mask_HW: Pixels) -> bytes:

@@ -152,29 +152,31 @@ class SplitReader:
     def native_size(self) -> tuple[int, int]:
         return self._manifest.height, self._manifest.width
 
-    def read(self, sample: int) -> tuple[Pixels, Pixels]:
-        """Image (H, W, 3) and mask (H, W) of {0, 1}, uint8, at native size.
+    def read(
+        self, sample: int, image_out: Pixels | None = None, mask_out: Pixels | None = None
+    ) -> tuple[Pixels, Pixels]:
+        """Image (H, W, 3) and mask (H, W) of {0, 1}, uint8, at native size; into the given arrays if there are any.
 
         Raises:
             InputError: the shard is missing or its bytes are not the packed ones; it names shard and key.
         """
         data, name = self._member(sample, self.index.image_span[sample], self._manifest.image_suffix)
-        image = decode_image(data, name)
-        if image.shape[:2] != self.native_size:
-            raise InputError(
-                f"{name}: {image.shape[:2]} pixels, the manifest says {self.native_size}; pack the data again"
-            )
-        return image, self.read_mask(sample)
+        image = decode_image(data, name, image_out)
+        self._check_size(image, name)
+        return image, self.read_mask(sample, mask_out)
 
-    def read_mask(self, sample: int) -> Pixels:
+    def read_mask(self, sample: int, out: Pixels | None = None) -> Pixels:
         """The mask alone; as ``read``."""
         data, name = self._member(sample, self.index.mask_span[sample], MASK_SUFFIX)
-        mask = decode_mask(data, name)
-        if mask.shape != self.native_size:
-            raise InputError(
-                f"{name}: {mask.shape} pixels, the manifest says {self.native_size}; pack the data again"
-            )
+        mask = decode_mask(data, name, out)
+        self._check_size(mask, name)
         return mask
+
+    def _check_size(self, pixels: Pixels, name: str) -> None:
+        if pixels.shape[:2] != self.native_size:
+            raise InputError(
+                f"{name}: {pixels.shape[:2]} pixels, the manifest says {self.native_size}; pack the data again"
+            )
 
     def _member(self, sample: int, span: NDArray[np.int64], suffix: str) -> tuple[bytes, str]:
         """A member's bytes, and its name for messages: the shard's, then its own."""
@@ -206,11 +208,13 @@ class SplitReader:
             for suffix, span in zip(suffixes, spans, strict=True)
         ]
 
-    def read_resized(self, sample: int, size: int | None) -> tuple[Pixels, Pixels]:
-        """As ``read``, scaled to ``size`` pixels a side: averaging for the image, majority for the mask."""
+    def read_resized(self, sample: int, image_out: Pixels, mask_out: Pixels) -> None:
+        """Read into arrays (h, w, 3) and (h, w), scaled to them: averaging for the image, majority for the mask."""
+        height, width = mask_out.shape
+        if (height, width) == self.native_size:
+            self.read(sample, image_out, mask_out)
+            return
         image, mask = self.read(sample)
-        if size is None or (size, size) == self.native_size:
-            return image, mask
-        small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
-        share = Image.fromarray(mask * np.uint8(255)).resize((size, size), Image.Resampling.BOX)
-        return np.asarray(small), (np.asarray(share) >= 128).astype(np.uint8)
+        image_out[...] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+        share = Image.fromarray(mask * np.uint8(255)).resize((width, height), Image.Resampling.BOX)
+        mask_out[...] = np.asarray(share) >= 128

@@ -46,7 +46,7 @@ def test_a_cached_sample_is_decoded_once(packed: Path, monkeypatch: pytest.Monke
     decoded: list[int] = []
     made = source(packed, cache="memory")
     read = made.reader.read_resized
-    monkeypatch.setattr(made.reader, "read_resized", lambda i, size: (decoded.append(i), read(i, size))[1])
+    monkeypatch.setattr(made.reader, "read_resized", lambda i, *out: (decoded.append(i), read(i, *out))[1])
     for wanted in (ids(1, 2), ids(2, 3), ids(3, 1)):
         made.batch(wanted)
     assert sorted(decoded) == [1, 2, 3]

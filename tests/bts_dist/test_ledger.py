@@ -241,13 +241,15 @@ def wrong_pixels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SplitReader,
         "read_resized",
-        lambda self, sample, size: read(self, 18 if sample == 17 else sample, size),
+        lambda self, sample, *out: read(self, 18 if sample == 17 else sample, *out),
     )
 
 
 def mask_of_another(patch: pytest.MonkeyPatch) -> None:
     read = SplitReader.read_mask
-    patch.setattr(SplitReader, "read_mask", lambda self, sample: read(self, 18 if sample == 17 else sample))
+    patch.setattr(
+        SplitReader, "read_mask", lambda self, sample, *out: read(self, 18 if sample == 17 else sample, *out)
+    )
 
 
 def part_too_long(patch: pytest.MonkeyPatch) -> None:
