@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cluster.pace import Pace
+
 PLAIN_WIDTH = 400
 """Widest table where no terminal sets a width: a file name is never cut in two there."""
 
@@ -29,14 +31,18 @@ PLAIN_EVERY_S = 10.0
 
 
 class Update(Protocol):
-    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int, note: str = "", *, num_bytes: int = 0) -> None: ...
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Update]:
-    """Show how far a long piece of work has come."""
+def progress(title: str, unit: str = "") -> Iterator[Update]:
+    """Show how far a long piece of work has come.
+
+    With a ``unit``, the name of what is counted, also how fast, in units and in the bytes that are reported.
+    """
+    pace = Pace(unit, time.monotonic()) if unit else None
     if not out.is_terminal:
-        yield _plain_progress(title)
+        yield _plain_progress(title, pace)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -48,23 +54,35 @@ def progress(title: str) -> Iterator[Update]:
     with Progress(*columns, console=out, transient=True) as bars:
         bar = bars.add_task(title, total=None, note="")
 
-        def update(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int, note: str = "", *, num_bytes: int = 0) -> None:
+            if pace is not None:
+                pace.add(time.monotonic(), done, num_bytes)
+                note = ", ".join([*pace.rates(), *([note] if note else [])])
             bars.update(bar, completed=done, total=total, note=note)
 
         yield update
 
 
-def _plain_progress(title: str) -> Update:
+def _plain_progress(title: str, pace: Pace | None) -> Update:
     last = time.monotonic()
 
-    def update(done: int, total: int, note: str = "") -> None:
+    def update(done: int, total: int, note: str = "", *, num_bytes: int = 0) -> None:
         nonlocal last
         now = time.monotonic()
+        if pace is not None:
+            pace.add(now, done, num_bytes)
         if done >= total or now - last >= PLAIN_EVERY_S:
-            out.print(f"{title}: {done}/{total} {note}".rstrip())
+            out.print(_line(f"{title}: {done}/{total}", total, pace, note))
             last = now
 
     return update
+
+
+def _line(counts: str, total: int, pace: Pace | None, note: str) -> str:
+    if pace is None:
+        return f"{counts} {note}".rstrip()
+    parts = [f"{counts} {pace.unit}", *pace.rates(), pace.left(total), note]
+    return ", ".join(part for part in parts if part)
 
 
 def show_table(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -7,11 +7,9 @@ from bts_dist.run import absolute
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
 from shards.manifest import Manifest
-from shards.pack import data_id, pack
+from shards.pack import Progress, data_id, pack
 from shards.parallel import process_map
 from shards.verify import SourceReport
-
-Progress = Callable[[int, int], None]
 
 
 def run_pack(config: Config, report: SourceReport, progress: Progress | None = None) -> Manifest:

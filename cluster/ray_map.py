@@ -1,6 +1,7 @@
 """Tasks on a Ray cluster, with the same signature as ``shards.parallel.process_map``."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import ray
@@ -9,17 +10,24 @@ from ray.exceptions import RayTaskError
 
 def ray_map(
     num_cpus: float = 1, retries: int = 3
-) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
+) -> Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]:
     """Run tasks anywhere on the cluster and yield results as they finish.
 
-    A task whose worker or node dies is run again; one that raises is not, and its own error is raised here.
+    A task whose worker or node dies is run again; one that raises is not, and its own error is raised here.  Twice
+    as many tasks as run at a time are with the cluster: none of its CPUs waits, an autoscaler sees that there is
+    more to do, and the tasks of a large job do not pile up in the driver.
     """
 
-    def run(work: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+    def run(work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=num_cpus, max_retries=retries)(work)
-        pending = [remote.remote(task) for task in tasks]
+        rest = iter(tasks)
+        pending: list[Any] = []
         try:
-            while pending:
+            while True:
+                room = 2 * _at_a_time(num_cpus) - len(pending)
+                pending += [remote.remote(task) for task in islice(rest, max(0, room))]
+                if not pending:
+                    return
                 done, pending = ray.wait(pending, num_returns=1)
                 try:
                     yield ray.get(done[0])
@@ -30,3 +38,8 @@ def ray_map(
                 ray.cancel(reference)
 
     return run
+
+
+def _at_a_time(num_cpus: float) -> int:
+    """How many tasks the cluster, as large as it is now, can run at once."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0) / num_cpus))

@@ -38,7 +38,7 @@ def verify(config: Config) -> SourceReport:
         InputError: there are errors; warnings alone pass.
     """
     workers = config.pack.workers or os.cpu_count() or 1
-    with console.progress("verify") as update:
+    with console.progress("verify", unit="patients") as update:
         report = verify_source(config.data.source, config.store, workers, update)
     if report.problems:
         console.show_table(f"Problems in {config.data.source}", report.table())
@@ -62,8 +62,8 @@ def pack(config: Config, report: SourceReport) -> Manifest:
     if existing is not None and existing.data_id == packed_id(config, report):
         console.stage("pack", f"up to date: {config.data.shards} ({_counts(existing)})")
         return existing
-    with console.progress("pack") as update:
-        manifest = run_pack(config, report, update)
+    with console.progress("pack", unit="slices") as update:
+        manifest = run_pack(config, report, lambda done, total, size: update(done, total, num_bytes=size))
     console.stage("pack", f"{config.data.shards} ({_counts(manifest)}, data id {manifest.data_id})")
     return manifest
 

@@ -1,9 +1,10 @@
 """One shard: patients' files to the bytes of a tar, and to its rows of the index."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from shards.config import Section, StoreConfig
+from shards.config import StoreConfig
 from shards.encode import (
     IMAGE_SUFFIX,
     MASK_SUFFIX,
@@ -15,10 +16,10 @@ from shards.encode import (
 )
 from shards.errors import InputError
 from shards.layout import PatientFiles
-from shards.manifest import ShardRecord
+from shards.parallel import ahead
 from shards.plan import ShardPlan
 from shards.source import Volume, read_volume
-from shards.store import open_store
+from shards.store import ObjectStore, open_store
 from shards.verify import PatientScan
 from shards.writer import ShardWriter
 
@@ -36,23 +37,28 @@ class ShardTask:
     encoding: Encoding
 
 
-class Part(Section):
-    """A finished shard: its record and its rows of the index."""
-
-    shard: ShardRecord
-    rows: list[dict[str, Any]]
+@lru_cache(maxsize=4)
+def opened(uri: str, config: StoreConfig) -> ObjectStore:
+    """One store a process: an S3 client takes longer to make than many slices to pack."""
+    return open_store(uri, config)
 
 
 def build_shard(task: ShardTask) -> tuple[bytes, list[dict[str, Any]]]:
-    """The bytes of one shard and its index rows.  Memory: the shard and one patient's volume."""
-    source = open_store(task.source, task.store)
+    """The bytes of one shard and its index rows.
+
+    Memory: the shard and two patients' volumes, for the next is read while one is encoded.
+
+    Raises:
+        InputError: a patient's files are not those that were scanned.
+    """
+    source = opened(task.source, task.store)
     files = {p.patient: p for p in task.patients}
     scans = {s.patient: s for s in task.scans}
     writer = ShardWriter()
     rows: list[dict[str, Any]] = []
-    for segment in task.plan.segments:
+    volumes = ahead(lambda segment: read_volume(source, files[segment.patient]), task.plan.segments)
+    for segment, volume in zip(task.plan.segments, volumes, strict=True):
         scan = scans[segment.patient]
-        volume = read_volume(source, files[segment.patient])
         if volume.digest != scan.digest:
             raise InputError(
                 f"{task.source}/{scan.folder} changed while it was being packed; run `bts pack` again "

@@ -1,17 +1,17 @@
 """Verified patients to a packed data set.
 
 The plan fixes every byte before any is written, so packing is parallel, can be killed and run again, and gives
-the same bytes each time.  Each finished shard leaves a part record; the manifest comes last, conditionally, and
-only then is there a data set.
+the same bytes each time.  Each finished shard leaves a part, which the index is joined from; the manifest comes last,
+conditionally, and only then is there a data set.  What is held in memory grows with the shards, not the samples.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from pydantic import ValidationError
-
-from shards.build import Part, ShardTask, build_shard
+from shards.build import ShardTask, build_shard, opened
 from shards.config import HoldoutSplit, NoSplit, PackConfig, StoreConfig
 from shards.encode import IMAGE_SUFFIX, Encoding
 from shards.errors import InputError
@@ -23,19 +23,19 @@ from shards.manifest import (
     Manifest,
     Provenance,
     ShardRecord,
-    dump_index,
     dump_manifest,
     find_manifest,
 )
 from shards.parallel import ParallelMap, process_map
+from shards.parts import drop_parts, finished_sha256, put_part, write_index
 from shards.plan import SPLITS, ShardPlan, assign_splits, plan_shards
 from shards.store import AlreadyExists, MissingObject, ObjectStore, open_store
 from shards.verify import SourceReport
 
 PLAN = "plan.json"
-PARTS = "parts/"
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
+"""Is told the samples done, all samples, and the bytes of the shards done."""
 
 
 def data_id(fingerprint: str, split: HoldoutSplit | NoSplit, pack: PackConfig) -> str:
@@ -58,18 +58,17 @@ def pack(
     split: HoldoutSplit | NoSplit,
     config: PackConfig,
     store: StoreConfig,
-    parallel: ParallelMap[ShardTask, Part] | None = None,
+    parallel: ParallelMap[ShardTask, ShardRecord] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Pack the patients of a source without errors to ``dest`` and return the manifest.
 
     Shards that an earlier, interrupted run of the same plan finished are kept when their bytes still match.
-    ``parallel`` runs the tasks, by default in ``config.workers`` processes; ``progress`` gets the samples done
-    and all.
+    ``parallel`` runs the tasks, by default in ``config.workers`` processes.
 
     Raises:
         InputError: the source has errors, or changed since; or ``dest`` holds, or is being filled with,
-            something else.
+            something else, or is a store that does not honour conditional writes.
     """
     if report.errors:
         first = report.errors[0]
@@ -86,69 +85,105 @@ def pack(
     splits = assign_splits(report.scans, split)
     seed = split.seed if isinstance(split, HoldoutSplit) else 0
     plans = plan_shards(report.scans, splits, config.samples_per_shard, seed)
-    tasks = [_task(p, report, source, dest, store, config.encoding) for p in plans]
-    parts: dict[str, Part] = {}
-    done, total = 0, sum(p.num_samples for p in plans)
-    for part in (parallel or process_map(config.workers))(pack_shard, tasks):
-        parts[part.shard.name] = part
-        done += part.shard.samples
-        if progress is not None:
-            progress(done, total)
+    tasks = _tasks(plans, report, source, dest, store, config.encoding)
+    shards = _build_all(plans, (parallel or process_map(config.workers))(pack_shard, tasks), progress)
 
-    index = dump_index([row for p in plans for row in parts[p.name].rows])
     height, width = report.scans[0].shape
-    manifest = Manifest(
-        data_id=identity,
-        height=height,
-        width=width,
-        image_suffix=IMAGE_SUFFIX[config.encoding],
-        patients={s: sorted(p for p, name in splits.items() if name == s) for s in SPLITS},
-        shards=[parts[p.name].shard for p in plans],
-        index_sha256=hashlib.sha256(index).hexdigest(),
-        provenance=Provenance(
-            source=source,
-            source_fingerprint=report.fingerprint,
-            # How many packed it leaves no trace, so that any number gives the same bytes.
-            pack=config.model_copy(update={"workers": None}),
-            split=split,
-        ),
-    )
-    return _publish(target, manifest, index)
+    try:
+        manifest = Manifest(
+            data_id=identity,
+            height=height,
+            width=width,
+            image_suffix=IMAGE_SUFFIX[config.encoding],
+            patients={s: sorted(p for p, name in splits.items() if name == s) for s in SPLITS},
+            shards=shards,
+            index_sha256=_put_index(target, shards),
+            provenance=Provenance(
+                source=source,
+                source_fingerprint=report.fingerprint,
+                # How many packed it leaves no trace, so that any number gives the same bytes.
+                pack=config.model_copy(update={"workers": None}),
+                split=split,
+            ),
+        )
+        target.put(MANIFEST, dump_manifest(manifest), if_absent=True)
+    except (AlreadyExists, MissingObject) as error:
+        manifest = _winner(target, identity, error)
+    _tidy(target)
+    return manifest
 
 
-def pack_shard(task: ShardTask) -> Part:
+def _build_all(
+    plans: Sequence[ShardPlan], finished: Iterator[ShardRecord], progress: Progress | None
+) -> list[ShardRecord]:
+    """The records of all shards in the order of the plan, which they need not be finished in."""
+    shards: dict[str, ShardRecord] = {}
+    samples, num_bytes, total = 0, 0, sum(p.num_samples for p in plans)
+    for shard in finished:
+        shards[shard.name] = shard
+        samples, num_bytes = samples + shard.samples, num_bytes + shard.bytes
+        if progress is not None:
+            progress(samples, total, num_bytes)
+    return [shards[p.name] for p in plans]
+
+
+def pack_shard(task: ShardTask) -> ShardRecord:
     """Build and store one shard, or take over the one an interrupted run left."""
-    target = open_store(task.dest, task.store)
-    finished = _finished_part(target, task.plan)
+    target = opened(task.dest, task.store)
+    finished = _finished_shard(target, task.plan)
     if finished is not None:
         return finished
     data, rows = build_shard(task)
-    shard = ShardRecord(
-        name=task.plan.name,
-        split=task.plan.split,
-        samples=task.plan.num_samples,
+    shard = _record(task.plan, data)
+    target.put(shard.name, data)
+    put_part(target, shard.name, shard.sha256, rows)
+    return shard
+
+
+def _record(plan: ShardPlan, data: bytes) -> ShardRecord:
+    return ShardRecord(
+        name=plan.name,
+        split=plan.split,
+        samples=plan.num_samples,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    target.put(shard.name, data)
-    part = Part(shard=shard, rows=rows)
-    target.put(_part_key(shard.name), part.model_dump_json().encode())
-    return part
 
 
-def _task(
-    plan: ShardPlan, report: SourceReport, source: str, dest: str, store: StoreConfig, encoding: Encoding
-) -> ShardTask:
-    needed = {s.patient for s in plan.segments}
-    return ShardTask(
-        plan=plan,
-        patients=tuple(p for p in report.patients if p.patient in needed),
-        scans=tuple(s for s in report.scans if s.patient in needed),
-        source=source,
-        dest=dest,
-        store=store,
-        encoding=encoding,
-    )
+def _finished_shard(target: ObjectStore, plan: ShardPlan) -> ShardRecord | None:
+    """The shard that an interrupted run left, if it is there byte for byte with its part."""
+    sha256 = finished_sha256(target, plan.name, plan.num_samples)
+    if sha256 is None:
+        return None
+    try:
+        shard = _record(plan, target.get(plan.name))
+    except MissingObject:
+        return None
+    return shard if shard.sha256 == sha256 else None
+
+
+def _tasks(
+    plans: Sequence[ShardPlan],
+    report: SourceReport,
+    source: str,
+    dest: str,
+    store: StoreConfig,
+    encoding: Encoding,
+) -> Iterator[ShardTask]:
+    """A task for each shard, with its own patients alone."""
+    patients = {p.patient: p for p in report.patients}
+    scans = {s.patient: s for s in report.scans}
+    for plan in plans:
+        needed = [s.patient for s in plan.segments]
+        yield ShardTask(
+            plan=plan,
+            patients=tuple(patients[p] for p in needed),
+            scans=tuple(scans[p] for p in needed),
+            source=source,
+            dest=dest,
+            store=store,
+            encoding=encoding,
+        )
 
 
 def _claim(target: ObjectStore, identity: str) -> Manifest | None:
@@ -166,6 +201,7 @@ def _claim(target: ObjectStore, identity: str) -> Manifest | None:
                 f"{target.uri} holds {shards[0].key} but no {MANIFEST}; choose another prefix with "
                 "--set data.shards=…, or delete that one"
             )
+        target.check_conditional_writes()
         holder = _put_claim(target, claim)
     existing = find_manifest(target)
     if existing is not None:
@@ -206,35 +242,23 @@ def _same_data(existing: Manifest, identity: str, dest: str) -> Manifest:
     return existing
 
 
-def _part_key(shard: str) -> str:
-    return PARTS + shard.rsplit("/", 1)[-1].removesuffix(".tar") + ".json"
+def _put_index(target: ObjectStore, shards: Sequence[ShardRecord]) -> str:
+    """Join the parts to the index and store it; returns its sha256."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, INDEX)
+        sha256 = write_index(target, (shard.name for shard in shards), path)
+        target.put(INDEX, path)
+    return sha256
 
 
-def _finished_part(target: ObjectStore, plan: ShardPlan) -> Part | None:
-    """The part an interrupted run left, if its shard is there byte for byte."""
-    try:
-        part = Part.model_validate_json(target.get(_part_key(plan.name)))
-        data = target.get(plan.name)
-    except (MissingObject, ValidationError):
-        return None
-    whole = hashlib.sha256(data).hexdigest() == part.shard.sha256
-    return part if whole and len(part.rows) == plan.num_samples else None
-
-
-def _publish(target: ObjectStore, manifest: Manifest, index: bytes) -> Manifest:
-    """Write the index and then, only if nobody else did, the manifest; then drop the scaffolding."""
-    target.put(INDEX, index)
-    try:
-        target.put(MANIFEST, dump_manifest(manifest), if_absent=True)
-    except AlreadyExists:
-        winner = find_manifest(target)
-        assert winner is not None
-        manifest = _same_data(winner, manifest.data_id, target.uri)
-    _tidy(target)
-    return manifest
+def _winner(target: ObjectStore, identity: str, error: AlreadyExists | MissingObject) -> Manifest:
+    """The manifest of the packer that was faster, and that may have taken the parts away."""
+    manifest = find_manifest(target)
+    if manifest is None:
+        raise InputError(f"{error}, and not by another packer of this data; run `bts pack` again") from error
+    return _same_data(manifest, identity, target.uri)
 
 
 def _tidy(target: ObjectStore) -> None:
-    for entry in target.list(PARTS):
-        target.delete(entry.key)
+    drop_parts(target)
     target.delete(PLAN)

@@ -1,9 +1,11 @@
 """Tasks on the cluster: results, errors and lost workers."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from cluster.ray_map import ray_map
 from shards.errors import InputError
@@ -13,6 +15,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 def test_results_of_all_tasks_arrive() -> None:
     assert sorted(ray_map()(lambda number: number**2, [3, 1, 2])) == [1, 4, 9]
+
+
+def test_tasks_are_drawn_as_the_cluster_has_room() -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    drawn: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(10 * cpus):
+            drawn.append(number)
+            yield number
+
+    for taken, _ in enumerate(ray_map()(lambda number: number, tasks())):
+        assert len(drawn) <= taken + 2 * cpus
+    assert taken + 1 == len(drawn) == 10 * cpus
 
 
 def test_a_task_s_own_error_is_raised_as_it_was() -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from shards.config import HoldoutSplit, NoSplit, StoreConfig
 from shards.errors import InputError
 from shards.manifest import Manifest, load_manifest
 from shards.reader import PackedData
-from shards.store import open_store
+from shards.store import LocalStore, open_store
 from shards.verify import SourceReport, verify_source
 
 PackTo = Callable[..., Manifest]
@@ -42,16 +43,14 @@ def test_packing_again_or_in_two_processes_gives_the_same_bytes(
     assert first == second == load_manifest(open_store(str(packed)))
 
 
-def test_progress_counts_samples(pack_to: PackTo, report: SourceReport, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    pack_to(
-        tmp_path,
-        samples_per_shard=7,
-        split=NoSplit(),
-        progress=lambda done, total: seen.append((done, total)),
+def test_progress_counts_samples_and_bytes(pack_to: PackTo, report: SourceReport, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
+    manifest = pack_to(
+        tmp_path, samples_per_shard=7, split=NoSplit(), progress=lambda *done: seen.append(done)
     )
     total = sum(scan.num_slices for scan in report.scans)
-    assert seen == [(min(n, total), total) for n in range(7, total + 7, 7)]
+    ends = list(itertools.accumulate(shard.bytes for shard in manifest.shards))
+    assert seen == [(min(n, total), total, end) for n, end in zip(range(7, total + 7, 7), ends, strict=True)]
 
 
 def test_a_copy_of_the_source_packs_to_the_same_bytes_but_for_its_name(
@@ -126,11 +125,11 @@ def killed(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a packer left that was killed after its first shard."""
     dest = tmp_path_factory.mktemp("killed") / "data"
     with subprocess.Popen([sys.executable, "-c", KILLED_PACKER, str(phantom), str(dest)]) as packer:
-        while not list(dest.glob("parts/*.json")):
+        while not list(dest.glob("parts/*.parquet")):
             assert packer.poll() is None
             time.sleep(0.02)
         packer.send_signal(signal.SIGKILL)
-    assert len(list(dest.glob("parts/*.json"))) == 1
+    assert len(list(dest.glob("parts/*.parquet"))) == 1
     assert not (dest / "manifest.json").exists()
     return dest
 
@@ -163,18 +162,20 @@ def test_a_killed_packer_is_taken_up_where_it_was(
     assert built == [s.name for s in manifest.shards[1:]]
 
 
-@pytest.mark.parametrize("harm", ["shard", "record", "no shard"])
+@pytest.mark.parametrize("harm", ["shard", "part", "no shard"])
 def test_what_a_killed_packer_left_is_not_trusted_blindly(
     half_packed: Path, pack_to: PackTo, packed: Path, harm: str
 ) -> None:
-    (record,) = half_packed.glob("parts/*.json")
-    shard = half_packed / "shards" / f"{record.stem}.tar"
+    (part,) = half_packed.glob("parts/*.parquet")
+    shard = half_packed / "shards" / f"{part.stem}.tar"
     if harm == "shard":
         data = bytearray(shard.read_bytes())
         data[600] ^= 1
         shard.write_bytes(data)
-    elif harm == "record":
-        record.write_text('{"shard": {"name": "x"}}')
+    elif harm == "part":
+        data = bytearray(part.read_bytes())
+        data[len(data) // 3] ^= 1
+        part.write_bytes(data)
     else:
         shard.unlink()
     pack_to(half_packed)
@@ -234,6 +235,18 @@ def test_shards_of_nobody_are_left_alone(pack_to: PackTo, packed: Path, tmp_path
     ):
         pack_to(dest)
     assert digests(dest) == before
+
+
+def test_a_store_that_would_overwrite_is_refused_before_anything_is_written(
+    pack_to: PackTo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: LocalStore) -> None:
+        raise InputError(f"{store.uri}: overwrites")
+
+    monkeypatch.setattr(LocalStore, "check_conditional_writes", refuse)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/data: overwrites$"):
+        pack_to(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("settings", [{}, {"encoding": "webp"}])

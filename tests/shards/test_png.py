@@ -210,7 +210,7 @@ def test_an_array_that_is_not_contiguous_is_no_place_for_an_image() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        png(b"\0" + ROWS[1:]),  # one row is not filtered
+        png(ROWS[:-22] + b"\0" + ROWS[-21:]),  # the last row is not filtered
         png(ROWS, header=(7, 9, 8, 2, 0, 0, 1)),  # interlaced
         png(ROWS, header=(7, 9, 8, 6, 0, 0, 0)),  # with transparency
         png(ROWS, header=(7, 9, 16, 2, 0, 0, 0)),
