@@ -150,6 +150,10 @@ class TrainConfig(Section):
     """CPU threads of one worker; null is its share of the machine."""
     early_stop: int | None = Field(default=None, ge=1)
     """Stop after this many epochs without a better ``val/dice/patient``; null trains all epochs."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Save also within an epoch, each time so many steps are done; null saves after each epoch's validation only."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Save also within an epoch, once so many minutes have passed since the last time."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     log_every: int = Field(default=10, ge=1)

@@ -107,13 +107,12 @@ def run_ranks(folder: Path, jobs: Mapping[str, Config], world_size: int) -> list
 def main(folder: Path) -> None:
     jobs = {k: Config.model_validate(v) for k, v in json.loads((folder / "jobs.json").read_text()).items()}
     results: dict[str, Any] = {}
-    with torchrun_runtime(LocalStore("", folder)) as first:
+    with torchrun_runtime() as first:
         for name, config in jobs.items():
             # "{rank}" in a run's name gives each rank a run of its own, as on nodes that share no folder.
             root = folder / str(config.run.name).replace("{rank}", str(first.rank))
             run = LocalStore(str(root), root)
-            runtime = type(first)(run, first.rank, first.world_size, 0, first.device, first.scratch / name)
-            results[name] = record_training(config, runtime, run)
+            results[name] = record_training(config, first, run)
         results["validation"] = validate_fresh(jobs["exact"], first)
         (folder / f"{first.rank}.json").write_text(json.dumps(results))
 
