@@ -34,7 +34,11 @@ def drawn_points() -> list[list[Point]]:
         *(Point("report", at) for at in (1, 3)),
     ]
     twice = [[Point("step", 5), Point("step", 2)], [Point("upload", 9), Point("upload", 1)]]
-    points = [*([point] for point in singles), *twice, [Point("report", 1), Point("validation", 1), Point("step", 3)]]
+    points = [
+        *([point] for point in singles),
+        *twice,
+        [Point("report", 1), Point("validation", 1), Point("step", 3)],
+    ]
     draw.shuffle(points)
     return points
 
