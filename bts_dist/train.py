@@ -19,6 +19,7 @@ from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
+from bts_dist.exact import exact_step
 from bts_dist.lease import Attempt, begin
 from bts_dist.losses import Losses
 from bts_dist.optim import Ema, make_optimizer, set_lr
@@ -132,7 +133,7 @@ def _prepare(
     config: Config, runtime: Runtime, run: ObjectStore, attempt: Attempt, notes: list[str]
 ) -> Trainer:
     """Open the data, build the model and restore the newest whole checkpoint."""
-    _set_threads(config, runtime)
+    _set_up(config, runtime)
     data = check_fit(config, runtime.world_size)
     train, val = (
         SampleSource(data.training(split), config.data, runtime.device) for split in get_args(TrainingSplit)
@@ -153,7 +154,7 @@ def _prepare(
         )
     _check_same_start(runtime, state.progress.step)
     network: nn.Module = model
-    if runtime.world_size > 1:
+    if runtime.world_size > 1 and not config.train.deterministic:
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
         # Running statistics are averaged once an epoch; rank 0's at every step would drop what the others saw.
         network = DistributedDataParallel(
@@ -205,6 +206,7 @@ def _train_epoch(
     """
     cfg, progress, order = trainer.config, trainer.state.progress, trainer.order(epoch)
     trainer.network.train()
+    take_step = exact_step if cfg.train.deterministic else train_step
     losses = Losses(trainer)
     due = Due(trainer)
     waited, logged_at, logged_samples = 0.0, time.monotonic(), 0
@@ -215,7 +217,7 @@ def _train_epoch(
         lr = trainer.lr(epoch + step / order.num_steps)
         set_lr(trainer.state.optimizer, lr)
         start, stop = order.bounds(step)
-        losses.add(*train_step(trainer, batch, epoch, stop - start))
+        losses.add(*take_step(trainer, batch, epoch, stop - start))
         progress.step += 1
         logged_samples += stop - start
         if progress.step % cfg.train.log_every == 0:
@@ -272,9 +274,15 @@ def _finished(config: Config, progress: Progress) -> bool:
     return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
 
-def _set_threads(config: Config, runtime: Runtime) -> None:
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+def _set_up(config: Config, runtime: Runtime) -> None:
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # which CUDA's matrix products then ask for
+    if config.train.threads is not None or config.train.deterministic:
+        # A CPU's kernels divide their sums by the number of threads.
+        torch.set_num_threads(config.train.threads or 1)
     elif runtime.world_size > 1 and runtime.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // runtime.world_size))
 
