@@ -151,7 +151,9 @@ class SplitReader:
         data, name = self._member(sample, self.index.image_span[sample], self._manifest.image_suffix)
         image = decode_image(data, name)
         if image.shape[:2] != self.native_size:
-            raise InputError(f"{name}: {image.shape[:2]} pixels, the manifest says {self.native_size}")
+            raise InputError(
+                f"{name}: {image.shape[:2]} pixels, the manifest says {self.native_size}; pack the data again"
+            )
         return image, self.read_mask(sample)
 
     def read_mask(self, sample: int) -> Pixels:
@@ -159,7 +161,9 @@ class SplitReader:
         data, name = self._member(sample, self.index.mask_span[sample], MASK_SUFFIX)
         mask = decode_mask(data, name)
         if mask.shape != self.native_size:
-            raise InputError(f"{name}: {mask.shape} pixels, the manifest says {self.native_size}")
+            raise InputError(
+                f"{name}: {mask.shape} pixels, the manifest says {self.native_size}; pack the data again"
+            )
         return mask
 
     def _member(self, sample: int, span: NDArray[np.int64], suffix: str) -> tuple[bytes, str]:

@@ -66,7 +66,7 @@ def connect(config: StoreConfig) -> Any:
         session = Session()
         session.register_component("data_loader", _API_DESCRIPTIONS)
         # botocore itself reads AWS_DEFAULT_REGION alone; other SDKs, and so most manuals, have AWS_REGION.
-        return session.create_client("s3", os.environ.get("AWS_REGION"), config=settings)
+        return session.create_client("s3", os.environ.get("AWS_REGION") or None, config=settings)
     except (BotoCoreError, ValueError) as error:
         raise InputError(f"{error}; check AWS_ENDPOINT_URL, AWS_REGION, {_CREDENTIALS}") from error
 

@@ -51,7 +51,7 @@ def test_two_workers_train_like_one(config: Config, tmp_path: Path) -> None:
         assert ray_row["train/loss"] == pytest.approx(local_row["train/loss"], abs=1e-4)
     # Only rank 0 keeps a record: one row an epoch, not one a worker.
     assert [r["epoch"] for r in rows[0]] == [1, 2]
-    note = read_metrics(open_run(config), "note")[0]["text"]
+    note = read_metrics(open_run(config), "note")[-1]["text"]
     assert "2 worker(s)" in note
 
 

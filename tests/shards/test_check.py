@@ -1,22 +1,20 @@
 import gzip
-import hashlib
 import io
 import json
 import pickle
-import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from packed_set import PackedSet, tar_of
 
 from shards.check import check_packed
 from shards.config import StoreConfig
-from shards.encode import encode_image, encode_mask
+from shards.encode import encode_image, encode_mask, encode_meta
 from shards.errors import InputError
-from shards.manifest import dump_index, load_manifest
+from shards.manifest import load_manifest
 from shards.store import open_store
 
 TRAIN_0, TRAIN_1, TRAIN_2, VAL, TEST = (
@@ -24,73 +22,21 @@ TRAIN_0, TRAIN_1, TRAIN_2, VAL, TEST = (
     for name in ("train-000000", "train-000001", "train-000002", "val-000000", "test-000000")
 )
 
-MEMBERS = {"image": "image.png", "mask": "mask.png", "meta": "json"}
-
 
 @pytest.fixture
-def copied(packed: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(packed, tmp_path / "copy"))
+def data(packed: Path) -> PackedSet:
+    return PackedSet.read(packed)
 
 
-def fault_of(folder: Path) -> str:
+def fault_of(data: PackedSet, folder: Path) -> str:
+    data.write(folder)
     with pytest.raises(InputError) as caught:
         check_packed(str(folder), StoreConfig())
     return str(caught.value)
 
 
-def change_manifest(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def replace_shard(folder: Path, name: str, data: bytes) -> None:
-    """Put other bytes in a shard's place, and vouch for them in the manifest."""
-    (folder / name).write_bytes(data)
-
-    def vouch(manifest: dict[str, object]) -> None:
-        (shard,) = [s for s in manifest["shards"] if s["name"] == name]  # type: ignore[attr-defined]
-        shard.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-
-    change_manifest(folder, vouch)
-
-
-def change_rows(folder: Path, shard: str, key: str | None = None, **changes: object) -> None:
-    """Change a sample (the first, without a key) of a shard in the index, and vouch for it in the manifest."""
-    rows = pq.read_table(folder / "index.parquet").to_pylist()
-    next(row for row in rows if row["shard"] == shard and key in (None, row["key"])).update(changes)
-    data = dump_index(rows)
-    (folder / "index.parquet").write_bytes(data)
-    change_manifest(folder, lambda m: m.update(index_sha256=hashlib.sha256(data).hexdigest()))
-
-
-def members_of(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
-
-
-def tar_of(members: list[tuple[str, bytes]]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def with_member(path: Path, suffix: str, data: bytes) -> bytes:
-    """The shard with the first member of that suffix exchanged, filled up to its size to keep all offsets."""
-    members = members_of(path)
-    name = next(name for name in members if name.endswith(suffix))
-    assert len(data) <= len(members[name])
-    return tar_of(list({**members, name: data.ljust(len(members[name]), b" ")}.items()))
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[600] ^= 1
-    path.write_bytes(data)
+def first_of(data: PackedSet, shard: str, suffix: str) -> tuple[str, bytes]:
+    return next(member for member in data.members(shard) if member[0].endswith(suffix))
 
 
 def test_a_packed_data_set_is_whole(packed: Path) -> None:
@@ -100,145 +46,136 @@ def test_a_packed_data_set_is_whole(packed: Path) -> None:
     assert seen == [(n, len(manifest.shards)) for n in range(1, len(manifest.shards) + 1)]
 
 
-def test_every_fault_shows_in_one_message(copied: Path) -> None:
-    flip(copied / TRAIN_0)
-    (copied / TRAIN_1).write_bytes((copied / TRAIN_1).read_bytes()[:-512])
-    replace_shard(copied, TRAIN_2, tar_of([*members_of(copied / TRAIN_2).items(), ("run.sh", b"#!")]))
-    replace_shard(copied, VAL, with_member(copied / VAL, ".json", pickle.dumps({"patient": "x"})))
-    change_rows(copied, TEST, image_offset=1024)
-    (copied / "shards" / "train-000099.tar").write_bytes(b"stray")
-
-    first, *faults, last = fault_of(copied).split("\n  ")
-    faults += last.split("\n")[:1]
-    assert first == f"{copied}: 6 of its shards are not as packed:"
-    assert [fault.partition(": ")[0] for fault in faults] == [
-        TRAIN_0,
-        TRAIN_1,
-        TRAIN_2,
-        VAL,
-        TEST,
-        "shards/train-000099.tar",
-    ]
-    for fault, said in zip(
-        faults,
-        (
-            "sha256 is ",
-            "sha256 is ",
-            "holds members that the index does not list: run.sh",
-            ".json: is no JSON",
-            "bytes at 1024, found ",
-            "is not in the manifest",
-        ),
-        strict=True,
-    ):
-        assert said in fault
-    assert "Copy them again, or pack the data set anew" in last
+@pytest.mark.parametrize("encoding", ["webp", "raw"])
+def test_other_encodings_are_whole_too(pack_to: Any, tmp_path: Path, encoding: str) -> None:
+    manifest = pack_to(tmp_path / "data", encoding=encoding)
+    assert check_packed(str(tmp_path / "data"), StoreConfig()) == manifest
 
 
-def test_a_missing_shard_is_found(copied: Path) -> None:
-    (copied / VAL).unlink()
-    assert f"{VAL}: is missing" in fault_of(copied)
+def test_every_fault_shows_in_one_message(data: PackedSet, tmp_path: Path) -> None:
+    data.files[TRAIN_0] = data.files[TRAIN_0].replace(b"ustar", b"ustaR", 1)
+    data.files[TRAIN_1] = data.files[TRAIN_1][:-512]
+    name, image = first_of(data, TRAIN_2, ".png")
+    data.put_shard(TRAIN_2, data.files[TRAIN_2].replace(image, bytes(len(image))))
+    name, _ = first_of(data, VAL, ".json")
+    data.put_member(VAL, name, pickle.dumps({"patient": "x"}))
+    del data.files[TEST]
+    data.files["shards/train-000099.tar"] = b"stray"
+
+    first, *faults, last = fault_of(data, tmp_path).split("\n")
+    assert first == f"{tmp_path}: 6 of its shards are not as packed:"
+    said = (
+        (TRAIN_0, "sha256 is "),
+        (TRAIN_1, "sha256 is "),
+        (TRAIN_2, ".image.png: damaged image"),
+        (VAL, f"{name}: is no JSON"),
+        (TEST, "is missing"),
+        ("shards/train-000099.tar", "is not in the manifest"),
+    )
+    for fault, (shard, what) in zip(faults, said, strict=True):
+        assert fault.startswith(f"  {shard}: ")
+        assert what in fault
+    assert last == "Copy them again, or pack the data set anew to another prefix"
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 1024, b"\x1f\x8b" + bytes(600)])
-def test_a_shard_that_is_no_tar_is_found(copied: Path, data: bytes) -> None:
-    replace_shard(copied, VAL, data)
-    fault = fault_of(copied)
-    assert f"{VAL}: is no tar file" in fault or f"{VAL}: member " in fault
+def test_a_shard_of_other_bytes_is_found_by_its_members(data: PackedSet, tmp_path: Path) -> None:
+    whole = data.files[VAL]
+    for harmed in (b"x" * len(whole), gzip.compress(whole).ljust(len(whole), b"\0"), bytes(len(whole))):
+        data.put_shard(VAL, harmed)
+        assert f"  {VAL}: {data.rows(VAL)[0]['key']}.image.png: " in fault_of(data, tmp_path)
 
 
-def test_a_compressed_shard_is_found(copied: Path) -> None:
-    replace_shard(copied, VAL, gzip.compress((copied / VAL).read_bytes()))
-    assert f"{VAL}: is no tar file" in fault_of(copied)
+def test_a_link_in_the_place_of_a_member_is_found(data: PackedSet, tmp_path: Path) -> None:
+    name, _ = data.members(VAL)[0]
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    data.put_shard(VAL, link.tobuf(tarfile.USTAR_FORMAT) + data.files[VAL][512:])
+    assert f"{VAL}: {name}: {name} at byte 0 is of type 2, not a regular file" in fault_of(data, tmp_path)
 
 
-def test_a_member_less_and_a_member_twice_are_found(copied: Path) -> None:
-    members = list(members_of(copied / VAL).items())
-    replace_shard(copied, VAL, tar_of(members[:-1]))
-    assert f"{VAL}: member {members[-1][0]}: the index says" in fault_of(copied)
-    replace_shard(copied, VAL, tar_of([*members, members[-1]]))
-    assert f"{VAL}: member {members[-1][0]}: the index says" in fault_of(copied)
-    replace_shard(copied, VAL, tar_of([members[0], *members]))
-    assert VAL in fault_of(copied)
+def test_a_hidden_member_of_a_known_name_is_found(data: PackedSet, tmp_path: Path) -> None:
+    first, *rest = data.members(VAL)
+    out = io.BytesIO(tar_of([(first[0], first[1][::-1]), *rest])[:-1024])
+    out.seek(0, io.SEEK_END)
+    out.write(tar_of([first]))
+    data.put_shard(VAL, out.getvalue())
+    manifest = data.manifest()
+    assert f"{VAL}: its members make " in fault_of(data, tmp_path)
+    (record,) = [s for s in manifest["shards"] if s["name"] == VAL]
+    record["bytes"] -= 512 + len(first[1]) + -len(first[1]) % 512
+    data.put_manifest(manifest)
+    assert f"{VAL}: after its last member: {first[0]} at byte " in fault_of(data, tmp_path)
 
 
-def test_a_link_in_the_place_of_an_empty_member_is_found(copied: Path) -> None:
-    members = members_of(copied / VAL)
-    name = next(iter(members))
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        link = tarfile.TarInfo(name)
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    replace_shard(copied, VAL, out.getvalue())
-    change_rows(copied, VAL, image_size=0)
-    assert f"{VAL}: member {name}" in fault_of(copied)
-
-
-def test_pixels_that_disagree_with_the_index_are_found(copied: Path) -> None:
-    change_rows(copied, VAL, tumour_pixels=1000)
-    assert ".mask.png: " in (fault := fault_of(copied))
-    assert "tumour pixels, the index says 1000" in fault
+def test_pixels_that_disagree_with_the_index_are_found(data: PackedSet, tmp_path: Path) -> None:
+    row = data.rows(VAL)[0]
+    data.change_row(row["key"], tumour_pixels=1000)
+    said = f"{VAL}: {row['key']}.mask.png: {row['tumour_pixels']} tumour pixels, the index says 1000"
+    assert said in fault_of(data, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("patient", "other"), ("institution", "ZZ"), ("num_slices", 99)]
-)
-def test_json_that_disagrees_with_the_index_is_found(copied: Path, column: str, value: object) -> None:
-    change_rows(copied, VAL, **{column: value})
-    fault = fault_of(copied)
-    assert f".json: says {column} " in fault
-    assert f"the index {value!r}" in fault
-
-
-@pytest.mark.parametrize("data", [b"[]", b"1", b'{"slice": 1}'])
-def test_json_of_another_form_is_found(copied: Path, data: bytes) -> None:
-    replace_shard(copied, VAL, with_member(copied / VAL, ".json", data))
-    assert ".json: says patient None" in fault_of(copied)
-
-
-def reindex(folder: Path, shard: str, data: bytes) -> None:
-    """Put other bytes in a shard's place, and let index and manifest say where its members lie in them."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        places = {m.name: m for m in tar.getmembers()}
-    for key in {name.partition(".")[0] for name in places}:
-        members = {part: places[f"{key}.{suffix}"] for part, suffix in MEMBERS.items()}
-        spans = {f"{part}_offset": m.offset_data for part, m in members.items()}
-        change_rows(folder, shard, key, **spans, **{f"{part}_size": m.size for part, m in members.items()})
-    replace_shard(folder, shard, data)
-
-
-def test_an_image_of_another_size_is_found(copied: Path) -> None:
-    members = members_of(copied / VAL)
-    first = next(iter(members))
-    small = encode_image(np.zeros((2, 2, 3), np.uint8), "png")
-    reindex(copied, VAL, tar_of(list({**members, first: small}.items())))
-    assert "image (2, 2), mask (32, 32), manifest (32, 32) pixels" in fault_of(copied)
-
-
-def test_a_hidden_second_member_of_one_name_is_found(copied: Path) -> None:
-    first, *rest = members_of(copied / VAL).items()
-    reindex(copied, VAL, tar_of([(first[0], b"hidden"), first, *rest]))
-    assert "holds members that the index does not list: one name twice" in fault_of(copied)
-
-
-@pytest.mark.parametrize(
-    ("suffix", "data", "said"),
+    ("changes", "said"),
     [
-        (".image.png", pickle.dumps([1]), ".image.png: damaged image"),
-        (".mask.png", b"\x89PNG", ".mask.png: damaged mask"),
-        (".json", b"{", ".json: is no JSON"),
-        (".json", b"\xff", ".json: is no JSON"),
+        ({"patient": "other"}, "says patient 'other', the index 'PHANTOM_"),
+        ({"institution": "ZZ"}, "says institution 'ZZ', the index "),
+        ({"num_slices": 99}, "says num_slices '99', the index "),
+        ({"slice": True}, "says slice 'True', the index 1"),
+        ({"tumour_pixels": 0.0}, "says tumour_pixels '0.0', the index "),
+        ({"mean": [1.0, 2.0, 3.0]}, "says mean_0 '1.0', the index "),
+        ({"std": [1.0, 2.0]}, r"says std '[1.0, 2.0]', not three numbers"),
+        ({"std": "flat"}, r"says std 'flat', not three numbers"),
+        ({"missing": ["flair"]}, "says that ['flair'] is missing; only pre and post can be"),
+        ({"surprise": 1}, "surprise, tumour_pixels', a sample has institution, mean, "),
     ],
 )
-def test_a_member_of_another_kind_is_found(copied: Path, suffix: str, data: bytes, said: str) -> None:
-    replace_shard(copied, VAL, with_member(copied / VAL, suffix, data))
-    assert said in fault_of(copied)
+def test_json_that_disagrees_with_the_index_is_found(
+    data: PackedSet, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    name, meta = first_of(data, VAL, ".json")
+    data.put_member(VAL, name, encode_meta(json.loads(meta) | changes))
+    assert f"{VAL}: {name}: " in (fault := fault_of(data, tmp_path))
+    assert said in fault
 
 
-def test_a_mask_that_is_not_one_bit_is_found(copied: Path) -> None:
-    whole = len(next(d for n, d in members_of(copied / VAL).items() if n.endswith(".mask.png")))
-    mask = encode_mask(np.zeros((1, 1), np.uint8))
-    assert len(mask) <= whole
-    replace_shard(copied, VAL, with_member(copied / VAL, ".mask.png", mask))
-    assert "mask (1, 1), manifest (32, 32) pixels" in fault_of(copied)
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        (b"[]", "has 'list', a sample has institution, "),
+        (b'{"slice": 1}', "has 'slice', a sample has institution, "),
+        (b"{", "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b'{"slice": 1, "slice": 1}', "is no JSON (the name 'slice' comes twice"),
+        (pickle.dumps([1]), "is no JSON"),
+    ],
+)
+def test_json_of_another_form_is_found(data: PackedSet, tmp_path: Path, meta: bytes, said: str) -> None:
+    name, _ = first_of(data, VAL, ".json")
+    data.put_member(VAL, name, meta)
+    assert f"{VAL}: {name}: {said}" in fault_of(data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "payload", "said"),
+    [
+        (".image.png", pickle.dumps([1]), "damaged image"),
+        (
+            ".image.png",
+            encode_image(np.zeros((2, 2, 3), np.uint8), "png"),
+            "(2, 2) pixels, the manifest says (32, 32)",
+        ),
+        (".mask.png", b"\x89PNG", "damaged mask"),
+        (".mask.png", encode_mask(np.zeros((1, 1), np.uint8)), "(1, 1) pixels, the manifest says (32, 32)"),
+    ],
+)
+def test_pixels_of_another_kind_are_found(
+    data: PackedSet, tmp_path: Path, suffix: str, payload: bytes, said: str
+) -> None:
+    name, _ = first_of(data, VAL, suffix)
+    data.put_member(VAL, name, payload)
+    assert f"{VAL}: {name}: {said}" in fault_of(data, tmp_path)
+
+
+def test_a_data_id_that_is_not_of_its_provenance_is_found(data: PackedSet, tmp_path: Path) -> None:
+    data.put_manifest(data.manifest() | {"data_id": "0123456789abcdef"})
+    assert "manifest.json: data_id is 0123456789abcdef, its provenance gives " in fault_of(data, tmp_path)

@@ -2,7 +2,9 @@
 
 import hashlib
 import random
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fault_proxy import Answer, Fault, FaultProxy, refusal
@@ -168,6 +170,19 @@ def test_a_deadline_names_the_shard(store: S3Store, s3_proxy: FaultProxy) -> Non
     s3_proxy.faults.append(Fault("GET", "cut", after=10, times=10**6))
     with pytest.raises(StoreError, match=rf"/data/{KEY}: broke off with .* store.deadline_s = 0.6 leaves no"):
         fetch_shard(hasty)
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(
+    store: S3Store, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = count()
+    monkeypatch.setattr("shards.patience.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    hasty = S3Store(store.uri, CONFIG.model_copy(update={"deadline_s": 5}))
+    with pytest.raises(
+        StoreError, match=rf"{KEY}: broke off with \d+ of {2 * MIB} bytes good, and store.deadline_s"
+    ):
+        hasty.get(KEY)
+    assert len(s3_proxy.requests) == 1
 
 
 def test_a_pause_the_server_asks_for_is_made(

@@ -1,4 +1,3 @@
-import json
 import shutil
 import threading
 import time
@@ -15,6 +14,7 @@ from PIL import Image
 from shards.config import DataConfig, StoreConfig
 from shards.errors import InputError
 from shards.layout import find_patients
+from shards.manifest import dump_manifest, load_manifest
 from shards.reader import PackedData, SplitReader
 from shards.source import read_volume
 from shards.store import StoreError, open_store
@@ -145,8 +145,8 @@ def test_a_shard_that_is_removed_after_its_check_can_be_read_on(copied: Path) ->
 
 
 def test_a_manifest_of_another_size_is_found_out(copied: Path) -> None:
-    manifest = json.loads((copied / "manifest.json").read_bytes())
-    (copied / "manifest.json").write_text(json.dumps(manifest | {"height": 64}))
+    manifest = load_manifest(open_store(str(copied)))
+    (copied / "manifest.json").write_bytes(dump_manifest(manifest.model_copy(update={"height": 64})))
     with pytest.raises(InputError, match=r"\.image\.png: \(32, 32\) pixels, the manifest says \(64, 32\)"):
         PackedData(str(copied)).test().read(0)
     with pytest.raises(InputError, match=r"\.mask\.png: \(32, 32\) pixels, the manifest says \(64, 32\)"):

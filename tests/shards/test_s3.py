@@ -196,6 +196,7 @@ def test_a_broken_download_goes_on_where_it_broke(
         f"bytes={3 * MIB}-",
         f"bytes={7 * MIB}-",
     ]
+    assert [bool(request.headers["If-Match"]) for request in s3_proxy.requests] == [False, True, True]
     s3_proxy.faults.append(Fault("GET", kind, after=100))
     assert store.get("volume", MIB, 1000) == data[MIB : MIB + 1000]
 
@@ -257,7 +258,7 @@ def test_a_lost_answer_is_no_lost_race(store: S3Store, s3_proxy: FaultProxy) -> 
 
 def test_conditional_writes_are_tried_out(store: S3Store, s3_proxy: FaultProxy) -> None:
     store.check_conditional_writes()
-    s3_proxy.faults.append(Fault("PUT", "hang up", times=2))
+    s3_proxy.faults += [Fault("PUT", "hang up"), Fault("PUT", "hang up", skip=1)]
     store.check_conditional_writes()
     assert store.list() == []
 

@@ -115,6 +115,11 @@ def test_if_absent_keeps_the_first(store: ObjectStore, tmp_path: Path) -> None:
     assert store.get("manifest.json") == b"first"
 
 
+def test_both_stores_have_conditional_writes(store: ObjectStore) -> None:
+    store.check_conditional_writes()
+    assert store.list() == []
+
+
 def test_delete_is_idempotent(store: ObjectStore) -> None:
     store.put("a/b", b"x")
     store.put("a/c", b"y")
