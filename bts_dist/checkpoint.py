@@ -1,7 +1,8 @@
 """Checkpoints that count only when whole: a folder of safetensors and JSON with a hash of each file.
 
 ``files.json`` is written last and names every other file with its sha256.  Without it, or with a file that does
-not match, the folder is no checkpoint.  Nothing is ever unpickled.
+not match, the folder is no checkpoint.  Nothing is ever unpickled.  A checkpoint is named by its step and by the
+attempt that wrote it, so that a worker left over from an earlier attempt never writes into a later one's.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from shards.store import MissingObject, ObjectStore
 FOLDER = "checkpoints"
 FILES = "files.json"
 
+_NAME = re.compile(r"step-(\d{8,})(?:-a(\d+))?")
+
 Note = Callable[[str], None]
 
 
@@ -34,7 +37,9 @@ class Progress:
     epoch: int = 0
     """Finished epochs."""
     step: int = 0
-    """Finished optimizer steps: the position in training."""
+    """Finished optimizer steps: the position in training.  Those beyond the finished epochs are of the next one."""
+    loss_sum: float = 0.0
+    """Sum of the losses of the steps of the epoch that is under way."""
     val_dice: list[float] = field(default_factory=list)
     """``val/dice/patient`` of each finished epoch."""
     best: str | None = None
@@ -57,29 +62,63 @@ class TrainState:
     progress: Progress
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
+def checkpoint_name(step: int, attempt: int) -> str:
+    return f"step-{step:08d}-a{attempt}"
 
 
 def is_name(text: str) -> bool:
     """Whether ``text`` is the name of a checkpoint."""
-    return re.fullmatch(r"step-\d{8,}", text) is not None
+    return _NAME.fullmatch(text) is not None
+
+
+def step_of(name: str) -> int:
+    return _order(name)[0]
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step and attempt of a checkpoint; those of format 0.1's first weeks name no attempt."""
+    found = _NAME.fullmatch(name)
+    assert found is not None, name
+    return int(found[1]), int(found[2] or 0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state at one moment, in main memory: training may go on while it is written."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """File name to the tensors in it."""
+    texts: dict[str, str]
+    """File name to the JSON in it."""
+
+    def write(self, folder: Path) -> None:
+        """Write a complete checkpoint into the empty ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in self.tensors.items():
+            save_file(tensors, folder / name)
+        for name, text in self.texts.items():
+            (folder / name).write_text(text)
+        hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        (folder / FILES).write_text(json.dumps(hashes, indent=1))
+
+
+def snapshot(state: TrainState, config: Config) -> Snapshot:
+    """Copy all of a training state."""
+    tensors = {"model.safetensors": state.model.state_dict()}
+    if state.ema is not None:
+        tensors["ema.safetensors"] = state.ema.weights
+    tensors["optim.safetensors"], scalars = _flatten_optimizer(state.optimizer)
+    updates = state.ema.num_updates if state.ema is not None else 0
+    record = {"progress": asdict(state.progress), "ema_updates": updates, "optimizer": scalars}
+    return Snapshot(
+        {file: {name: _copied(value) for name, value in group.items()} for file, group in tensors.items()},
+        {"state.json": json.dumps(record, indent=1), "config.json": config.model_dump_json(indent=1)},
+    )
 
 
 def save(state: TrainState, config: Config, folder: Path) -> None:
     """Write a complete checkpoint into the empty ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(state.model.state_dict()), folder / "model.safetensors")
-    if state.ema is not None:
-        save_file(_contiguous(state.ema.weights), folder / "ema.safetensors")
-    tensors, scalars = _flatten_optimizer(state.optimizer)
-    save_file(tensors, folder / "optim.safetensors")
-    updates = state.ema.num_updates if state.ema is not None else 0
-    record = {"progress": asdict(state.progress), "ema_updates": updates, "optimizer": scalars}
-    (folder / "state.json").write_text(json.dumps(record, indent=1))
-    (folder / "config.json").write_text(config.model_dump_json(indent=1))
-    hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / FILES).write_text(json.dumps(hashes, indent=1))
+    snapshot(state, config).write(folder)
 
 
 def load(state: TrainState, folder: Path) -> None:
@@ -139,10 +178,13 @@ def check(folder: Path) -> None:
 
 
 def publish(folder: Path, run: ObjectStore, name: str) -> None:
-    """Copy a checkpoint folder to the run's store, the file that makes it count last.
+    """Copy a checkpoint folder to the run's store, the file that makes it count last, and only if it is not there.
+
+    The store checks each file's content as it arrives; here the sizes are looked at once more.
 
     Raises:
         OSError: what arrived is not what was sent.
+        AlreadyExists: the checkpoint was published before.
     """
     files = sorted((p for p in folder.iterdir()), key=lambda p: p.name == FILES)
     for path in files:
@@ -152,13 +194,13 @@ def publish(folder: Path, run: ObjectStore, name: str) -> None:
             short = [key for key, size in sent.items() if arrived.get(key) != size]
             if short:
                 raise OSError(f"{run.uri}: {short[0]} did not arrive whole; the checkpoint was not published")
-        run.put(f"{FOLDER}/{name}/{path.name}", path)
+        run.put(f"{FOLDER}/{name}/{path.name}", path, if_absent=path.name == FILES)
 
 
 def names(run: ObjectStore) -> list[str]:
     """Names of the checkpoints in a run, whole or not, newest first."""
     found = {e.key.split("/")[1] for e in run.list(f"{FOLDER}/")}
-    return sorted((name for name in found if is_name(name)), reverse=True)
+    return sorted(filter(is_name, found), key=_order, reverse=True)
 
 
 def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
@@ -200,7 +242,7 @@ def prune(run: ObjectStore, newest: str, keep: int) -> None:
     over as damaged when training resumed before it, and goes.
     """
     found = names(run)
-    kept = [name for name in found if name <= newest][:keep]
+    kept = [name for name in found if _order(name) <= _order(newest)][:keep]
     best = {_best_of(run, name) for name in kept}
     for name in found:
         if name in kept or name in best:
@@ -222,9 +264,7 @@ def _best_of(run: ObjectStore, name: str) -> str | None:
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = optimizer.state_dict()
     tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, values in state["state"].items()
-        for name, value in values.items()
+        f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()
     }
     return tensors, {"param_groups": state["param_groups"]}
 
@@ -239,9 +279,9 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": state, **scalars})
 
 
-def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copied(value: Tensor) -> Tensor:
     # safetensors stores plain row-major tensors; channels_last is a layout, not content.
-    return {k: v.detach().contiguous() for k, v in weights.items()}
+    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:

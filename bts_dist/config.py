@@ -144,12 +144,20 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(default=None, ge=1)
     """Most samples in one forward pass on a worker; the rest of its part is accumulated.  null is all at once."""
     seed: int = Field(default=0, ge=0)
+    deterministic: bool = False
+    """The same bits for any number of workers of one kind: samples go through the network one by one, and their
+    gradients are added up in the order of the global batch.  Slow; needs ``model.norm`` other than ``batch``, and
+    uses one CPU thread a worker unless ``train.threads`` says otherwise."""
     precision: Literal["bf16", "fp32"] = "bf16"
     channels_last: bool = True
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one worker; null is its share of the machine."""
     early_stop: int | None = Field(default=None, ge=1)
     """Stop after this many epochs without a better ``val/dice/patient``; null trains all epochs."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Save also within an epoch, each time so many steps are done; null saves after each epoch's validation only."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Save also within an epoch, once so many minutes have passed since the last time."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     log_every: int = Field(default=10, ge=1)
@@ -237,6 +245,11 @@ class Config(Section):
             raise ValueError(
                 f"data.image_size is {self.data.image_size}; with model.depth {self.model.depth} it must be "
                 f"a multiple of {step}"
+            )
+        if self.train.deterministic and self.model.norm == "batch":
+            raise ValueError(
+                "train.deterministic with model.norm=batch: a batch's statistics depend on how it is divided; set "
+                "model.norm=group or instance"
             )
         if self.train.global_batch < self.cluster.workers:
             raise ValueError(

@@ -21,7 +21,18 @@ _RECIPE = ("model", "loss", "optim", "schedule", "augment", "train", "split")
 _RECIPE_OF_DATA = ("image_size", "window_shards")
 
 
-_MAY_CHANGE = {f"train.{k}" for k in ("epochs", "early_stop", "threads", "keep_checkpoints", "log_every")}
+_MAY_CHANGE = {
+    f"train.{k}"
+    for k in (
+        "epochs",
+        "early_stop",
+        "threads",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "log_every",
+    )
+}
 """Keys of the recipe that a resumed run may change: how long it trains and how it is run and recorded."""
 
 

@@ -1,24 +1,19 @@
-"""What training knows of the world around it: rank, world size, device, and where checkpoints go.
+"""What training knows of the world around it: rank, world size, device, and whom to tell how far it is.
 
 Two implementations: this module's, for one process or for torchrun, and ``cluster.ray_runtime``.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bts_dist import checkpoint
-from bts_dist.checkpoint import Note
 from shards.errors import InputError
-from shards.store import ObjectStore
 
 Metrics = Mapping[str, float | int]
 
@@ -35,44 +30,37 @@ class Runtime(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def report(self, metrics: Metrics, checkpoint_dir: Path | None) -> None:
-        """Hand over an epoch's metrics and, on rank 0, its checkpoint.  Called by every rank.
+    def report(self, metrics: Metrics) -> None:
+        """Hand over an epoch's metrics, equal on all ranks; every rank calls it."""
 
-        The checkpoint is whole in the run's store when this returns on rank 0.
-        """
-
-    def latest_checkpoint(self, note: Note) -> Path | None:
-        """A local folder with the newest whole checkpoint of this run, or None; notes which were skipped."""
+    def preemption(self) -> bool:
+        """Whether this worker has been told that its node will be taken away."""
+        ...
 
 
 @dataclass(frozen=True)
 class LocalRuntime:
-    """One process, or one of torchrun's: ranks come from the environment, checkpoints go straight to the store."""
+    """One process, or one of torchrun's."""
 
-    run: ObjectStore
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
-    scratch: Path
 
-    def report(self, metrics: Metrics, checkpoint_dir: Path | None) -> None:
-        if checkpoint_dir is not None:
-            checkpoint.publish(checkpoint_dir, self.run, checkpoint_dir.name)
+    def report(self, metrics: Metrics) -> None:
+        """Nobody to tell: the run's record has it."""
 
-    def latest_checkpoint(self, note: Note) -> Path | None:
-        return checkpoint.fetch_newest(self.run, self.scratch, note)
+    def preemption(self) -> bool:
+        return False
 
 
-@contextmanager
-def local_runtime(run: ObjectStore) -> Iterator[LocalRuntime]:
+def local_runtime() -> LocalRuntime:
     """A runtime of one process."""
-    with tempfile.TemporaryDirectory(prefix="bts-") as scratch:
-        yield LocalRuntime(run, 0, 1, 0, pick_device(0), Path(scratch))
+    return LocalRuntime(0, 1, 0, pick_device(0))
 
 
 @contextmanager
-def torchrun_runtime(run: ObjectStore) -> Iterator[LocalRuntime]:
+def torchrun_runtime() -> Iterator[LocalRuntime]:
     """A runtime under torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE.
 
     Raises:
@@ -87,9 +75,7 @@ def torchrun_runtime(run: ObjectStore) -> Iterator[LocalRuntime]:
     device = pick_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with tempfile.TemporaryDirectory(prefix="bts-") as scratch:
-            rank, world = dist.get_rank(), dist.get_world_size()
-            yield LocalRuntime(run, rank, world, int(os.environ["LOCAL_RANK"]), device, Path(scratch))
+        yield LocalRuntime(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device)
     finally:
         # No barrier first: after one rank's error it would hang the healthy ones.
         dist.destroy_process_group()

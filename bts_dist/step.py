@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from bts_dist.augment import augment
-from bts_dist.checkpoint import TrainState
+from bts_dist.checkpoint import TrainState, checkpoint_name
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource
 from bts_dist.loss import global_loss, level_sums
@@ -33,6 +33,13 @@ class Trainer:
     state: TrainState
     train: SampleSource
     val: SampleSource
+    attempt: int
+    """Number of this start of the workers."""
+
+    @property
+    def checkpoint_name(self) -> str:
+        """What the state is saved as now."""
+        return checkpoint_name(self.state.progress.step, self.attempt)
 
     def order(self, epoch: int) -> EpochOrder:
         cfg = self.config

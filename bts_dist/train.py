@@ -3,7 +3,6 @@
 It knows its ``Runtime`` and nothing of what is behind it.
 """
 
-import math
 import os
 import tempfile
 import time
@@ -13,64 +12,94 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
+from bts_dist.exact import exact_step
+from bts_dist.lease import Attempt, begin
+from bts_dist.losses import Losses
 from bts_dist.optim import Ema, make_optimizer, set_lr
 from bts_dist.runtime import Runtime, all_reduce
+from bts_dist.saver import Due, Saver
 from bts_dist.step import Trainer, average_buffers, train_step
 from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
 from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
 from shards.errors import InputError
-from shards.order import check_batch
+from shards.order import Ids, check_batch
 from shards.reader import PackedData, TrainingSplit
 from shards.store import ObjectStore
 
 
-def train(config: Config, runtime: Runtime, run: ObjectStore, workspace: Path) -> Progress:
+def train(
+    config: Config, runtime: Runtime, run: ObjectStore, workspace: Path, owner: int | None = None
+) -> Progress:
     """Train until the last epoch or early stopping, resuming from the run's newest whole checkpoint.
 
-    ``workspace`` is a local folder for rank 0's records.  Every rank returns the same progress.
+    ``workspace`` is a local folder for rank 0's records, ``owner`` the ownership of the run that ``lease.own`` gave.
+    Every rank returns the same progress.
 
     Raises:
         InputError: data, model and world size do not fit together, or the run cannot be resumed like this.
         FloatingPointError: the loss or its gradient is not finite.
+        FencedError: another command, or a later attempt of this one, has taken over.
     """
     notes: list[str] = []
-    trainer = _prepare(config, runtime, notes)
+    attempt = _begin(runtime, run, owner)
+    trainer = _prepare(config, runtime, run, attempt, notes)
     progress = trainer.state.progress
     with (
         closing(trainer.train),
         closing(trainer.val),
         closing(_batches(trainer)) as batches,
         _tracker(trainer, run, workspace) as tracker,
+        Saver(attempt, config.train.keep_checkpoints) as saver,
     ):
         for note in [*notes, trainer.train.note, _description(trainer)]:
             tracker.note(progress.step, note)
         while not _finished(config, progress):
-            epoch, lr = progress.epoch, trainer.lr(progress.epoch)
-            started = time.monotonic()
-            loss, waited = _train_epoch(trainer, epoch, batches, tracker)
-            trained = time.monotonic()
-            result = _validate(trainer, tracker)
-            validated = time.monotonic()
-            row = {
-                "epoch": progress.epoch,
-                "train/loss": loss,
-                "lr": lr,
-                **result.metrics,
-                "time/train_s": trained - started,
-                "time/data_wait_s": waited,
-                "time/val_s": validated - trained,
-                "samples_per_s": trainer.order(epoch).num_samples / (trained - started),
-            }
-            _save(trainer, row, tracker, run)
+            _epoch(trainer, batches, tracker, saver)
     return progress
+
+
+def _epoch(trainer: Trainer, batches: Iterator[Batch], tracker: Tracker, saver: Saver) -> None:
+    """Train what is left of an epoch, validate, save, and tell the world."""
+    progress = trainer.state.progress
+    epoch, lr = progress.epoch, trainer.lr(progress.epoch)
+    before = progress.step
+    started = time.monotonic()
+    loss, waited = _train_epoch(trainer, epoch, batches, tracker, saver)
+    trained = time.monotonic()
+    result = _validate(trainer, tracker)
+    validated = time.monotonic()
+    order = trainer.order(epoch)
+    left = order.num_samples - order.bounds(before - epoch * order.num_steps)[0]
+    row = {
+        "epoch": progress.epoch,
+        "train/loss": loss,
+        "lr": lr,
+        **result.metrics,
+        "time/train_s": trained - started,
+        "time/data_wait_s": waited,
+        "time/val_s": validated - trained,
+        "time/checkpoint_s": saver.stalled(),
+        "samples_per_s": left / (trained - started),
+    }
+    tracker.log("epoch", progress.step, row)
+    _save(trainer, tracker, saver)
+    trainer.runtime.report(row)
+
+
+def _begin(runtime: Runtime, run: ObjectStore, owner: int | None) -> Attempt:
+    """This start of the workers: its number is drawn by rank 0 and told to the others."""
+    number = torch.zeros(1, dtype=torch.int64, device=runtime.device)
+    if runtime.rank == 0:
+        number += begin(run, owner).number
+    return Attempt(run, int(all_reduce(number)))
 
 
 def check_fit(config: Config, world_size: int) -> PackedData:
@@ -100,9 +129,11 @@ def check_fit(config: Config, world_size: int) -> PackedData:
     return data
 
 
-def _prepare(config: Config, runtime: Runtime, notes: list[str]) -> Trainer:
+def _prepare(
+    config: Config, runtime: Runtime, run: ObjectStore, attempt: Attempt, notes: list[str]
+) -> Trainer:
     """Open the data, build the model and restore the newest whole checkpoint."""
-    _set_threads(config, runtime)
+    _set_up(config, runtime)
     data = check_fit(config, runtime.world_size)
     train, val = (
         SampleSource(data.training(split), config.data, runtime.device) for split in get_args(TrainingSplit)
@@ -115,23 +146,29 @@ def _prepare(config: Config, runtime: Runtime, notes: list[str]) -> Trainer:
     patients = sorted({*train.reader.index.patient, *val.reader.index.patient})
     progress = Progress(data_id=data.manifest.data_id, patients=patients)
     state = TrainState(model, make_optimizer(config.optim, model), ema, progress)
-    latest = runtime.latest_checkpoint(notes.append)
-    if latest is not None:
-        checkpoint.load(state, latest)
-        if state.progress.data_id != data.manifest.data_id:
-            raise InputError(
-                f"the run to resume was trained on data set {state.progress.data_id}, {config.data.shards} is "
-                f"{data.manifest.data_id}; give the run another name with --set run.name=…"
-            )
+    _restore(state, run, notes)
+    if state.progress.data_id != data.manifest.data_id:
+        raise InputError(
+            f"the run to resume was trained on data set {state.progress.data_id}, {config.data.shards} is "
+            f"{data.manifest.data_id}; give the run another name with --set run.name=…"
+        )
     _check_same_start(runtime, state.progress.step)
     network: nn.Module = model
-    if runtime.world_size > 1:
+    if runtime.world_size > 1 and not config.train.deterministic:
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
         # Running statistics are averaged once an epoch; rank 0's at every step would drop what the others saw.
         network = DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
-    return Trainer(config, runtime, network, state, train, val)
+    return Trainer(config, runtime, network, state, train, val, attempt.number)
+
+
+def _restore(state: TrainState, run: ObjectStore, notes: list[str]) -> None:
+    """Put the newest whole checkpoint into ``state``, if there is one."""
+    with tempfile.TemporaryDirectory(prefix="bts-") as scratch:
+        latest = checkpoint.fetch_newest(run, Path(scratch), notes.append)
+        if latest is not None:
+            checkpoint.load(state, latest)
 
 
 def _check_same_start(runtime: Runtime, step: int) -> None:
@@ -148,91 +185,86 @@ def _check_same_start(runtime: Runtime, step: int) -> None:
 
 def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
     """This rank's parts of all global batches that are left to train on, one epoch after another."""
-    cfg, runtime = trainer.config, trainer.runtime
-    return prefetch(
-        trainer.train,
-        (
-            order.part(step, runtime.rank, runtime.world_size)
-            for order in map(trainer.order, range(trainer.state.progress.epoch, cfg.train.epochs))
-            for step in range(order.num_steps)
-        ),
-    )
+    progress, runtime = trainer.state.progress, trainer.runtime
+
+    def parts() -> Iterator[Ids]:
+        first = progress.step
+        for epoch in range(progress.epoch, trainer.config.train.epochs):
+            order = trainer.order(epoch)
+            for step in range(max(0, first - epoch * order.num_steps), order.num_steps):
+                yield order.part(step, runtime.rank, runtime.world_size)
+
+    return prefetch(trainer.train, parts())
 
 
 def _train_epoch(
-    trainer: Trainer, epoch: int, batches: Iterator[Batch], tracker: Tracker
+    trainer: Trainer, epoch: int, batches: Iterator[Batch], tracker: Tracker, saver: Saver
 ) -> tuple[float, float]:
-    """Take every step of one epoch: the mean loss of its steps, and the seconds spent waiting for data.
+    """Take what is left of an epoch's steps: the mean loss of all of them, and the seconds spent waiting for data.
 
     Afterwards all ranks hold the same weights.
     """
-    cfg, progress = trainer.config, trainer.state.progress
-    order = trainer.order(epoch)
-    first = progress.step
+    cfg, progress, order = trainer.config, trainer.state.progress, trainer.order(epoch)
     trainer.network.train()
-    losses: list[Tensor] = []
-    norms: list[Tensor] = []
+    take_step = exact_step if cfg.train.deterministic else train_step
+    losses = Losses(trainer)
+    due = Due(trainer)
     waited, logged_at, logged_samples = 0.0, time.monotonic(), 0
-    for step in range(order.num_steps):
+    for step in range(progress.step - epoch * order.num_steps, order.num_steps):
         asked = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - asked
         lr = trainer.lr(epoch + step / order.num_steps)
         set_lr(trainer.state.optimizer, lr)
         start, stop = order.bounds(step)
-        loss, norm = train_step(trainer, batch, epoch, stop - start)
-        losses.append(loss)
-        norms.append(norm)
-        progress.step = first + step + 1
+        losses.add(*take_step(trainer, batch, epoch, stop - start))
+        progress.step += 1
+        logged_samples += stop - start
         if progress.step % cfg.train.log_every == 0:
-            _check_finite(loss, norm, progress.step)
+            loss, norm = losses.check()
             now = time.monotonic()
-            row = {"loss": float(loss), "lr": lr, "grad_norm": float(norm)}
-            rate = {"samples_per_s": (stop - logged_samples) / (now - logged_at)}
-            tracker.log("step", progress.step, {**row, "epoch": epoch + (step + 1) / order.num_steps, **rate})
-            logged_at, logged_samples = now, stop
-    mean = torch.stack(losses).mean()
-    _check_finite(mean, torch.stack(norms).mean(), progress.step)
-    average_buffers(trainer)
-    return float(mean), waited
+            row = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": epoch + (step + 1) / order.num_steps}
+            tracker.log("step", progress.step, {**row, "samples_per_s": logged_samples / (now - logged_at)})
+            logged_at, logged_samples = now, 0
+        if step + 1 < order.num_steps and due():
+            losses.check()
+            progress.loss_sum = losses.total()
+            average_buffers(trainer)
+            _save(trainer, tracker, saver)
+    losses.check()
+    progress.loss_sum = 0.0
+    return losses.total() / order.num_steps, waited
 
 
 def _validate(trainer: Trainer, tracker: Tracker) -> Validation:
     """Validate the weights, take the result into the progress and draw the predictions when they are the best."""
+    average_buffers(trainer)
     model, progress = trainer.evaluated_model(), trainer.state.progress
     result = validate(model, trainer.val, trainer.config, trainer.runtime)
-    if _record(progress, result) and trainer.runtime.rank == 0:
+    if _record(trainer, result) and trainer.runtime.rank == 0:
         pictures = draw_overlays(model, trainer.val, trainer.config, trainer.runtime.device)
         tracker.images(progress.step, pictures)
     return result
 
 
-def _record(progress: Progress, result: Validation) -> bool:
+def _record(trainer: Trainer, result: Validation) -> bool:
     """Take an epoch's validation into the progress; whether it is the best so far."""
+    progress = trainer.state.progress
     better = not progress.val_dice or result.dice > max(progress.val_dice)
     progress.epoch += 1
     progress.val_dice.append(result.dice)
     progress.threshold = result.threshold
     if better:
-        progress.best = checkpoint.checkpoint_name(progress.step)
+        progress.best = trainer.checkpoint_name
     return better
 
 
-def _save(trainer: Trainer, row: dict[str, float | int], tracker: Tracker, run: ObjectStore) -> None:
-    """Write the checkpoint, then tell the world, then drop checkpoints nobody needs."""
-    runtime, progress, cfg = trainer.runtime, trainer.state.progress, trainer.config
-    tracker.log("epoch", progress.step, row)
-    if runtime.rank != 0:
-        runtime.report(row, None)
-        return
-    # The record goes first: a checkpoint is never ahead of the rows that led to it.
-    tracker.flush()
-    name = checkpoint.checkpoint_name(progress.step)
-    with tempfile.TemporaryDirectory(prefix="bts-checkpoint-") as scratch:
-        folder = Path(scratch) / name
-        checkpoint.save(trainer.state, cfg, folder)
-        runtime.report(row, folder)
-    checkpoint.prune(run, name, cfg.train.keep_checkpoints)
+def _save(trainer: Trainer, tracker: Tracker, saver: Saver) -> None:
+    """Begin to save the state at this step, which is the same on all ranks."""
+    if trainer.runtime.rank == 0:
+        # The record goes first: a checkpoint is never ahead of the rows that led to it.
+        tracker.flush()
+        saver.save(trainer.state, trainer.config, trainer.checkpoint_name)
 
 
 def _finished(config: Config, progress: Progress) -> bool:
@@ -242,19 +274,15 @@ def _finished(config: Config, progress: Progress) -> bool:
     return bool(patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience)
 
 
-def _check_finite(loss: Tensor, norm: Tensor, step: int) -> None:
-    # Both are global, so every rank sees the same values and all of them stop here.
-    for what, value in (("loss", float(loss)), ("gradient's norm", float(norm))):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {what} is {value} at step {step}; nothing of this epoch was saved. Lower optim.lr, set "
-                "optim.grad_clip, or use train.precision=fp32"
-            )
-
-
-def _set_threads(config: Config, runtime: Runtime) -> None:
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+def _set_up(config: Config, runtime: Runtime) -> None:
+    if config.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # which CUDA's matrix products then ask for
+    if config.train.threads is not None or config.train.deterministic:
+        # A CPU's kernels divide their sums by the number of threads.
+        torch.set_num_threads(config.train.threads or 1)
     elif runtime.world_size > 1 and runtime.device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // runtime.world_size))
 

@@ -113,7 +113,7 @@ def train(config: Config) -> None:
         return
     metrics = workspace(run, config) / METRICS
     with console.follow_training(metrics, "train", config.train.epochs):
-        progress = run_training(config)
+        progress = run_training(config, lambda text: console.out.print(f"  {text}"))
     if config.cluster.runtime == "torchrun" and os.environ["RANK"] != "0":
         return
     progress = final_progress(config)

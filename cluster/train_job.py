@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
+from bts_dist.lease import Note, own
 from bts_dist.run import absolute, check_same_recipe, open_run, run_uri, workspace
 from bts_dist.runtime import local_runtime, torchrun_runtime
 from bts_dist.train import check_fit, train
@@ -19,8 +21,10 @@ from cluster.resources import ray_cluster
 from shards.errors import InputError
 
 
-def run_training(config: Config) -> Progress:
+def run_training(config: Config, note: Note = lambda _: None) -> Progress:
     """Train as ``config`` says, resuming the run if it exists, and return how far it came.
+
+    ``note`` is told what delays or changes the start.
 
     Raises:
         InputError: data, config and cluster do not fit together; nothing was started.
@@ -33,19 +37,23 @@ def run_training(config: Config) -> Progress:
         check_same_recipe(run, config, Path(scratch))
     match config.cluster.runtime:
         case "local":
-            with local_runtime(run) as runtime:
-                return train(config, runtime, run, workspace(run, config))
+            with own(run, note) as owner:
+                return train(config, local_runtime(), run, workspace(run, config), owner)
         case "torchrun":
-            with torchrun_runtime(run) as runtime:
-                return train(config, runtime, run, workspace(run, config))
+            with (
+                torchrun_runtime() as runtime,
+                own(run, note) if runtime.rank == 0 else nullcontext() as owner,
+            ):
+                return train(config, runtime, run, workspace(run, config), owner)
         case "ray":
-            with ray_cluster(config.cluster):
-                fit_on_ray(config)
-            return final_progress(config)
+            with own(run, note) as owner:
+                with ray_cluster(config.cluster):
+                    fit_on_ray(config, owner)
+                return final_progress(config)
 
 
-def fit_on_ray(config: Config, callbacks: Sequence[UserCallback] = ()) -> None:
-    """Run ``train_worker`` on the cluster's workers under DDP."""
+def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallback] = ()) -> None:
+    """Run ``train_worker`` on the cluster's workers under DDP, for the run's owner."""
     cluster = config.cluster
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker > 0:
@@ -53,7 +61,7 @@ def fit_on_ray(config: Config, callbacks: Sequence[UserCallback] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="bts-ray-") as scratch:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"config": absolute(config).model_dump_json()},
+            train_loop_config={"config": absolute(config).model_dump_json(), "owner": owner},
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.gpus_per_worker > 0,
@@ -77,8 +85,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     config = Config.model_validate_json(loop_config["config"])
     run = open_run(config)
-    with tempfile.TemporaryDirectory(prefix="bts-") as scratch:
-        train(config, ray_runtime(run, Path(scratch)), run, workspace(run, config))
+    train(config, ray_runtime(), run, workspace(run, config), loop_config["owner"])
 
 
 def final_progress(config: Config) -> Progress:

@@ -133,7 +133,7 @@ def trial(values: dict[str, Any], *, base: str) -> None:
     """One trial's driver: train with the searched values, reporting each epoch to Tune."""
     name = tune.get_context().get_trial_name()
     config = trial_config(Config.model_validate_json(base), values, name)
-    fit_on_ray(config, [TuneReportCallback()])
+    fit_on_ray(config, None, [TuneReportCallback()])
 
 
 def values_of(config: Config, keys: Iterable[str]) -> dict[str, Any]:

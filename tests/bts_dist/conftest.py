@@ -100,7 +100,7 @@ def run(tmp_path: Path) -> LocalStore:
 @pytest.fixture
 def runtime(run: LocalStore, tmp_path: Path) -> LocalRuntime:
     """The one process of a run, on the CPU."""
-    return LocalRuntime(run, 0, 1, 0, torch.device("cpu"), tmp_path / "scratch")
+    return LocalRuntime(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True, scope="session")

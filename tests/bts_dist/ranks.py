@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from bts_dist import train as train_module
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource
+from bts_dist.exact import exact_step
 from bts_dist.runtime import Runtime, torchrun_runtime
 from bts_dist.step import Trainer, train_step
 from bts_dist.track import read_metrics
@@ -29,17 +30,26 @@ from shards.reader import PackedData
 from shards.store import LocalStore
 
 Record = dict[str, Any]
+Step = Callable[[Trainer, Batch, int, int], tuple[Tensor, Tensor]]
 
 
-def record_training(config: Config, runtime: Runtime, run: LocalStore) -> Record:
+def record_training(
+    config: Config, runtime: Runtime, run: LocalStore, stop_before: int | None = None
+) -> Record:
     """Train and say what happened: sample ids and loss of each step, the last weights, or the user's error."""
     steps: list[Record] = []
     weights: dict[str, str] = {}
 
-    def recorded(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        loss, norm = train_step(trainer, batch, epoch, batch_size)
-        steps.append({"ids": batch.ids.tolist(), "loss": float(loss)})
-        return loss, norm
+    def recording(step: Step) -> Step:
+        def recorded(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> tuple[Tensor, Tensor]:
+            if trainer.state.progress.step + 1 == stop_before:
+                raise InputError("stopped")
+            loss, norm = step(trainer, batch, epoch, batch_size)
+            number = trainer.state.progress.step + 1
+            steps.append({"step": number, "ids": batch.ids.tolist(), "loss": float(loss)})
+            return loss, norm
+
+        return recorded
 
     def seen(trainer: Trainer) -> torch.nn.Module:
         ema = trainer.state.ema
@@ -48,13 +58,16 @@ def record_training(config: Config, runtime: Runtime, run: LocalStore) -> Record
         return evaluated_model(trainer)
 
     evaluated_model = Trainer.evaluated_model
-    train_module.train_step, Trainer.evaluated_model = recorded, seen  # type: ignore[method-assign]
+    train_module.train_step, train_module.exact_step = recording(train_step), recording(exact_step)
+    Trainer.evaluated_model = seen  # type: ignore[method-assign]
     try:
         train_module.train(config, runtime, run, run.root)
     except InputError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "steps": steps}
     finally:
-        train_module.train_step, Trainer.evaluated_model = train_step, evaluated_model  # type: ignore[method-assign]
+        train_module.train_step, train_module.exact_step = train_step, exact_step
+        Trainer.evaluated_model = evaluated_model  # type: ignore[method-assign]
+        torch.use_deterministic_algorithms(False)
     return {"steps": steps, "weights": weights, "rows": read_metrics(run, "epoch")}
 
 
@@ -75,8 +88,13 @@ def validate_fresh(config: Config, runtime: Runtime) -> dict[str, float]:
     return validate(model.eval(), source, config, runtime).metrics
 
 
-def run_ranks(folder: Path, jobs: Mapping[str, Config], world_size: int) -> list[dict[str, Record]]:
-    """Train each config on ``world_size`` processes over gloo; by rank, the records of the jobs."""
+def run_ranks(
+    folder: Path, jobs: Mapping[str, Config], world_size: int, stop_before: int | None = None
+) -> list[dict[str, Record]]:
+    """Train each config on ``world_size`` processes over gloo; by rank, the records of the jobs.
+
+    With ``stop_before`` the ranks stop before that step, as if interrupted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dumped = {name: json.loads(config.model_dump_json()) for name, config in jobs.items()}
     (folder / "jobs.json").write_text(json.dumps(dumped))
@@ -91,7 +109,7 @@ def run_ranks(folder: Path, jobs: Mapping[str, Config], world_size: int) -> list
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+            [sys.executable, __file__, str(folder), *([str(stop_before)] if stop_before else [])],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -104,19 +122,18 @@ def run_ranks(folder: Path, jobs: Mapping[str, Config], world_size: int) -> list
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stop_before: int | None = None) -> None:
     jobs = {k: Config.model_validate(v) for k, v in json.loads((folder / "jobs.json").read_text()).items()}
     results: dict[str, Any] = {}
-    with torchrun_runtime(LocalStore("", folder)) as first:
+    with torchrun_runtime() as first:
         for name, config in jobs.items():
             # "{rank}" in a run's name gives each rank a run of its own, as on nodes that share no folder.
             root = folder / str(config.run.name).replace("{rank}", str(first.rank))
             run = LocalStore(str(root), root)
-            runtime = type(first)(run, first.rank, first.world_size, 0, first.device, first.scratch / name)
-            results[name] = record_training(config, runtime, run)
-        results["validation"] = validate_fresh(jobs["exact"], first)
+            results[name] = record_training(config, first, run, stop_before)
+        results["validation"] = validate_fresh(next(iter(jobs.values())), first)
         (folder / f"{first.rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

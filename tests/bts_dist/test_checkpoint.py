@@ -42,8 +42,8 @@ def state(config: Config = TINY, steps: int = 0, seed: int = 0) -> TrainState:
 
 def publish(run: LocalStore, made: TrainState, folder: Path, step: int, best: int | None = None) -> str:
     made.progress.step = step
-    made.progress.best = checkpoint.checkpoint_name(step if best is None else best)
-    name = checkpoint.checkpoint_name(step)
+    made.progress.best = checkpoint.checkpoint_name(step if best is None else best, 1)
+    name = checkpoint.checkpoint_name(step, 1)
     checkpoint.save(made, TINY, folder / name)
     checkpoint.publish(folder / name, run, name)
     return name
@@ -72,7 +72,7 @@ def same(first: TrainState, second: TrainState) -> bool:
 
 def test_everything_comes_back_bit_for_bit(run: LocalStore, tmp_path: Path) -> None:
     made = state(steps=3)
-    made.progress = Progress(2, 3, [0.1, 1 / 3], "step-00000003", 0.4, "data", ["A", "B"], "w1")
+    made.progress = Progress(2, 3, [0.1, 1 / 3], "step-00000003-a1", 0.4, "data", ["A", "B"], "w1")
     for group in made.optimizer.param_groups:
         group["lr"] = 0.1 + 0.2
     publish(run, made, tmp_path / "saved", 3)
@@ -136,21 +136,21 @@ def test_a_spoilt_checkpoint_is_passed_over_with_a_note(
     notes: list[str] = []
     fetched = checkpoint.fetch_newest(run, tmp_path / "there", notes.append)
     assert fetched is not None
-    assert fetched.name == "step-00000005"
+    assert fetched.name == "step-00000005-a1"
     assert len(notes) == 1
     assert re.search(f"skipping checkpoint {newest}: .*{reason}", notes[0])
 
 
 def test_a_run_without_a_whole_checkpoint_has_none(run: LocalStore, tmp_path: Path) -> None:
     assert checkpoint.fetch_newest(run, tmp_path, pytest.fail) is None
-    run.put("checkpoints/step-00000001/model.safetensors", b"half")
+    run.put("checkpoints/step-00000001-a1/model.safetensors", b"half")
     notes: list[str] = []
     assert checkpoint.fetch_newest(run, tmp_path, notes.append) is None
     assert len(notes) == 1
 
 
 def test_what_names_a_place_elsewhere_is_not_followed(run: LocalStore, tmp_path: Path) -> None:
-    run.put("checkpoints/step-00000001/files.json", json.dumps({"../../../outside": "0"}).encode())
+    run.put("checkpoints/step-00000001-a1/files.json", json.dumps({"../../../outside": "0"}).encode())
     (run.root.parent / "outside").write_text("x")
     notes: list[str] = []
     assert checkpoint.fetch_newest(run, tmp_path / "a" / "b" / "c", notes.append) is None
@@ -178,7 +178,7 @@ def test_the_newest_and_the_best_are_kept(run: LocalStore, tmp_path: Path) -> No
     for step in (1, 2, 3, 4, 5):
         name = publish(run, made, tmp_path / "saved", step, best=min(step, 2))
         checkpoint.prune(run, name, 2)
-    assert checkpoint.names(run) == [checkpoint.checkpoint_name(s) for s in (5, 4, 2)]
+    assert checkpoint.names(run) == [checkpoint.checkpoint_name(s, 1) for s in (5, 4, 2)]
     assert {e.key.split("/")[1] for e in run.list("checkpoints/")} == set(checkpoint.names(run))
 
 
@@ -189,11 +189,11 @@ def test_the_best_one_is_there_whichever_kept_one_training_resumes_from(
     for step, best in ((1, 1), (2, 1), (3, 3)):
         name = publish(run, made, tmp_path / "saved", step, best)
         checkpoint.prune(run, name, 2)
-    turn_a_bit(run.root / "checkpoints" / "step-00000003" / "model.safetensors")
+    turn_a_bit(run.root / "checkpoints" / "step-00000003-a1" / "model.safetensors")
     fetched = checkpoint.fetch_newest(run, tmp_path / "there", lambda _: None)
     assert fetched is not None
     best_name = checkpoint.read_progress(fetched).best
-    assert best_name == "step-00000001"
+    assert best_name == "step-00000001-a1"
     checkpoint.fetch(run, best_name, tmp_path / "best")
 
 
@@ -204,7 +204,7 @@ def test_damaged_ones_of_an_abandoned_attempt_take_no_good_one_s_place(
     for step in (1, 8, 9):
         publish(run, made, tmp_path / "saved", step)
     for step in (8, 9):
-        turn_a_bit(run.root / "checkpoints" / checkpoint.checkpoint_name(step) / "model.safetensors")
+        turn_a_bit(run.root / "checkpoints" / checkpoint.checkpoint_name(step, 1) / "model.safetensors")
     # Resumed from step 1, training publishes step 2.
     name = publish(run, made, tmp_path / "saved", 2)
     checkpoint.prune(run, name, 1)
@@ -240,7 +240,7 @@ def test_the_progress_is_plain_json(tmp_path: Path) -> None:
 
 def test_names_order_like_steps() -> None:
     steps = [0, 9, 10, 99_999_999]
-    listed = [checkpoint.checkpoint_name(step) for step in steps]
+    listed = [checkpoint.checkpoint_name(step, 1) for step in steps]
     assert listed == sorted(listed)
     assert all(checkpoint.is_name(name) for name in listed)
     assert not checkpoint.is_name("step-1/..")

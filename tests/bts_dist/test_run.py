@@ -23,7 +23,7 @@ def trained(tmp_path: Path) -> LocalStore:
     model = UNet(TINY.model)
     state = TrainState(model, make_optimizer(TINY.optim, model), None, Progress(step=1))
     checkpoint.save(state, TINY, tmp_path / "saved")
-    checkpoint.publish(tmp_path / "saved", store, "step-00000001")
+    checkpoint.publish(tmp_path / "saved", store, "step-00000001-a1")
     return store
 
 
@@ -107,7 +107,7 @@ def test_a_run_without_a_whole_checkpoint_may_start_anew(tmp_path: Path) -> None
     store = LocalStore("", tmp_path / "r")
     other = with_overrides(TINY, {"optim.lr": 0.5})
     run.check_same_recipe(store, other, tmp_path / "scratch")
-    store.put("checkpoints/step-00000001/model.safetensors", b"half")
+    store.put("checkpoints/step-00000001-a1/model.safetensors", b"half")
     run.check_same_recipe(store, other, tmp_path / "scratch")
 
 

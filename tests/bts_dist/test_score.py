@@ -48,7 +48,7 @@ def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> LocalSt
     """A run of two epochs on the phantom; both of its checkpoints are kept."""
     root = tmp_path_factory.mktemp("trained") / "run"
     run = LocalStore(str(root), root)
-    train(config, LocalRuntime(run, 0, 1, 0, torch.device("cpu"), root.parent / "scratch"), run, root)
+    train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), run, root)
     return run
 
 
@@ -98,7 +98,7 @@ def test_the_scores_are_those_of_the_test_patients(own: LocalStore, config: Conf
 
 
 def test_a_checkpoint_is_called_by_its_own_epoch(own: LocalStore, config: Config) -> None:
-    for step, epoch in (("step-00000008", 1), ("step-00000016", 2)):
+    for step, epoch in (("step-00000008-a1", 1), ("step-00000016-a1", 2)):
         _, result = run_score(find_model(f"{own.uri}/checkpoints/{step}", STORE), config, 1, backwards)
         assert result["checkpoint"] == f"{step} (epoch {epoch})"
 
@@ -118,16 +118,16 @@ def test_a_run_may_lie_in_a_folder_called_checkpoints(own: LocalStore, tmp_path:
 def test_without_a_whole_checkpoint_there_is_nothing_to_score(own: LocalStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         find_model(str(tmp_path / "nowhere"), STORE)
-    with pytest.raises(InputError, match="step-00000099 is not a whole checkpoint"):
-        load_model(ModelPlace(own.uri, "step-00000099"), STORE, torch.device("cpu"))
-    (own.root / "checkpoints" / "step-00000008" / "ema.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match="step-00000099-a1 is not a whole checkpoint"):
+        load_model(ModelPlace(own.uri, "step-00000099-a1"), STORE, torch.device("cpu"))
+    (own.root / "checkpoints" / "step-00000008-a1" / "ema.safetensors").write_bytes(b"x")
     with pytest.raises(InputError, match=r"ema\.safetensors does not match its sha256"):
-        load_model(ModelPlace(own.uri, "step-00000008"), STORE, torch.device("cpu"))
+        load_model(ModelPlace(own.uri, "step-00000008-a1"), STORE, torch.device("cpu"))
 
 
 def test_the_moving_average_is_what_is_scored(own: LocalStore) -> None:
-    model = load_model(ModelPlace(own.uri, "step-00000016"), STORE, torch.device("cpu"))
-    folder = own.root / "checkpoints" / "step-00000016"
+    model = load_model(ModelPlace(own.uri, "step-00000016-a1"), STORE, torch.device("cpu"))
+    folder = own.root / "checkpoints" / "step-00000016-a1"
     averaged, last = load_file(folder / "ema.safetensors"), load_file(folder / "model.safetensors")
     weights = model.network.state_dict()
     assert all(torch.equal(weights[name], averaged[name]) for name in weights)

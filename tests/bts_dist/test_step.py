@@ -26,7 +26,7 @@ def make_trainer(config: Config, runtime: LocalRuntime) -> Trainer:
     state = TrainState(model, make_optimizer(config.optim, model), ema, Progress())
     data = PackedData(config.data.shards)
     train, val = (SampleSource(data.training(split), config.data) for split in ("train", "val"))
-    return Trainer(config, runtime, model, state, train, val)
+    return Trainer(config, runtime, model, state, train, val, attempt=1)
 
 
 def one_step(config: Config, runtime: LocalRuntime) -> tuple[Trainer, float, float]:

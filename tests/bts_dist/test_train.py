@@ -1,7 +1,7 @@
 """Training learns, resumes bit for bit, stops when told to, and saves nothing that is no good."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bts_dist import checkpoint
 from bts_dist import train as module
-from bts_dist.checkpoint import Note, Progress
+from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import Batch
@@ -30,7 +30,7 @@ LEARNS = {"model.features": 8, "model.depth": 3, "optim.lr": 2e-2, "optim.ema": 
 
 def run_at(root: Path, config: Config) -> tuple[LocalStore, Progress]:
     run = LocalStore(str(root), root)
-    runtime = LocalRuntime(run, 0, 1, 0, torch.device("cpu"), root / "scratch")
+    runtime = LocalRuntime(0, 1, 0, torch.device("cpu"))
     return run, train(config, runtime, run, root)
 
 
@@ -58,7 +58,7 @@ def test_training_learns_the_phantom(config: Config, tmp_path: Path) -> None:
     assert progress.epoch == 5
     assert progress.step == epochs[-1]["step"] == 5 * 8
     best = int(np.argmax(progress.val_dice)) + 1
-    assert progress.best == checkpoint.checkpoint_name(8 * best)
+    assert progress.best == checkpoint.checkpoint_name(8 * best, 1)
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config: Config, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config: Config, t
     )
     whole, _ = run_at(tmp_path / "whole", config)
     stopped = LocalStore("", tmp_path / "stopped")
-    first = StopsAfter(stopped, 0, 1, 0, torch.device("cpu"), tmp_path / "scratch", epochs=1)
+    first = StopsAfter(0, 1, 0, torch.device("cpu"), epochs=1)
     with pytest.raises(KeyboardInterrupt):
         train(config, first, stopped, stopped.root)
     assert [row["epoch"] for row in read_metrics(stopped, "epoch")] == [1]
@@ -80,18 +80,21 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config: Config, t
         assert (newest(whole) / name).read_bytes() == (newest(resumed) / name).read_bytes(), name
     assert rows(whole) == rows(resumed)
     before, after = (checkpoint.read_progress(newest(run)) for run in (whole, resumed))
-    assert replace(before, wandb_id=None) == replace(after, wandb_id=None)
+    alike = {"wandb_id": None, "best": None}
+    assert replace(before, **alike) == replace(after, **alike)
+    assert before.best is not None
+    assert after.best is not None
+    assert checkpoint.step_of(before.best) == checkpoint.step_of(after.best)
 
 
 class StopsAfter(LocalRuntime):
-    """Interrupts training once ``epochs`` checkpoints are published."""
+    """Interrupts training after so many epochs."""
 
     def __init__(self, *arguments: Any, epochs: int) -> None:
         super().__init__(*arguments)
         object.__setattr__(self, "epochs", epochs)
 
-    def report(self, metrics: Metrics, checkpoint_dir: Path | None) -> None:
-        super().report(metrics, checkpoint_dir)
+    def report(self, metrics: Metrics) -> None:
         if metrics["epoch"] == self.epochs:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
@@ -103,7 +106,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_is_noted(config: Config, tmp_pa
     again, _ = run_at(tmp_path / "run", config)
     notes = [row["text"] for row in read_metrics(again, "note")]
     assert any(
-        "skipping checkpoint step-00000016: model.safetensors does not match" in note for note in notes
+        "skipping checkpoint step-00000016-a1: model.safetensors does not match" in note for note in notes
     )
     assert (newest(again) / "model.safetensors").read_bytes() == (
         newest(whole) / "model.safetensors"
@@ -145,13 +148,13 @@ def test_early_stopping_waits_for_its_patience(
     stopping = with_overrides(config, {"train.epochs": 9, "train.early_stop": 2})
     _, progress = run_at(tmp_path, stopping)
     assert progress.val_dice == [0.1, 0.3, 0.2, 0.3]
-    assert progress.best == "step-00000016"
+    assert progress.best == "step-00000016-a1"
     assert train(stopping, *runtime_of(tmp_path)).epoch == 4
 
 
 def runtime_of(root: Path) -> tuple[LocalRuntime, LocalStore, Path]:
     run = LocalStore(str(root), root)
-    return LocalRuntime(run, 0, 1, 0, torch.device("cpu"), root / "scratch"), run, root
+    return LocalRuntime(0, 1, 0, torch.device("cpu")), run, root
 
 
 def spoilt_step(at: int, spoil: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Any:
@@ -184,7 +187,7 @@ def test_figures_that_are_not_finite_stop_training_before_anything_is_saved(
     with pytest.raises(FloatingPointError, match=what):
         run_at(tmp_path, with_overrides(config, {"train.log_every": log_every}))
     run = LocalStore("", tmp_path)
-    assert checkpoint.names(run) == ["step-00000008"]
+    assert checkpoint.names(run) == ["step-00000008-a1"]
 
 
 def test_a_diverging_training_is_noticed(config: Config, tmp_path: Path) -> None:
@@ -272,20 +275,10 @@ def test_the_checkpoint_knows_whom_it_was_trained_and_chosen_on(config: Config, 
     assert progress.data_id == manifest.data_id
 
 
-class SecondRank(LocalRuntime):
-    """Sees what a rank other than the first reports, in one process."""
-
-    def report(self, metrics: Mapping[str, float | int], checkpoint_dir: Path | None) -> None:
-        assert checkpoint_dir is None
-
-    def latest_checkpoint(self, note: Note) -> Path | None:
-        return None
-
-
 def test_only_the_first_rank_writes(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DistributedDataParallel", lambda model, **_: model)
     run = LocalStore("", tmp_path / "run")
-    second = SecondRank(run, 1, 2, 1, torch.device("cpu"), tmp_path)
+    second = LocalRuntime(1, 2, 1, torch.device("cpu"))
     monkeypatch.setattr(module, "_check_same_start", lambda *_: None)
     progress = train(with_overrides(config, {"train.epochs": 1}), second, run, run.root)
     assert progress.epoch == 1

@@ -23,7 +23,7 @@ LEARNS = {"model.features": 8, "model.depth": 3, "optim.lr": 3e-2, "train.epochs
 
 
 def local(root: Path) -> LocalRuntime:
-    return LocalRuntime(LocalStore(str(root), root), 0, 1, 0, torch.device("cpu"), root / "scratch")
+    return LocalRuntime(0, 1, 0, torch.device("cpu"))
 
 
 def jobs(config: Config) -> dict[str, Config]:

@@ -1,0 +1,196 @@
+"""Who may write to a run: one command at a time, and of its attempts the newest.
+
+A command that trains a run owns it, by a numbered file that can be created only once, and keeps a count going in
+that file.  A count that stands still is a dead owner's, and the next number is free.  Each start of the workers is
+an attempt, numbered in the same way: workers of an earlier one, which may live on after their node was given up,
+find a higher number and stop before they publish.
+
+No clock is compared with another machine's: an owner elsewhere is judged by watching its count.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from shards.errors import InputError
+from shards.store import AlreadyExists, MissingObject, ObjectStore
+
+OWNERS = "owners/"
+ATTEMPTS = "attempts/"
+BEAT_S = 5.0
+"""Seconds between two counts."""
+PATIENCE_S = 20.0
+"""A count that stands still for so long is a dead owner's."""
+
+Note = Callable[[str], None]
+
+
+class FencedError(RuntimeError):
+    """Somebody else has taken over what this process was working on."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What an owner's file says."""
+
+    host: str
+    machine: str
+    """Tells whether ``pid`` can be looked up from here: the same boot, the same process numbers."""
+    pid: int
+    born: str
+    """When the process was started, so that a later one of the same number is not taken for it."""
+    count: int = 0
+    ended: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@contextmanager
+def own(run: ObjectStore, note: Note) -> Iterator[int]:
+    """Be the one command that trains ``run``, and give the ownership's number.
+
+    Raises:
+        InputError: another command is training it.
+    """
+    me = _this_process()
+    number = _claim(run, me, note)
+    stop = threading.Event()
+    thread = threading.Thread(target=_count, args=(run, number, me, stop), name="ownership", daemon=True)
+    thread.start()
+    try:
+        yield number
+    finally:
+        stop.set()
+        thread.join()
+        run.put(_key(OWNERS, number), _dump(replace(me, ended=True)))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's workers; the number is part of what they publish."""
+
+    run: ObjectStore
+    number: int
+
+    def check(self) -> None:
+        """Raise ``FencedError`` if a later attempt has begun."""
+        newest = _newest(self.run, ATTEMPTS)
+        if newest != self.number:
+            raise FencedError(
+                f"{self.run.uri}: this is attempt {self.number}, and attempt {newest} has begun; it publishes nothing"
+            )
+
+
+def begin(run: ObjectStore, owner: int | None) -> Attempt:
+    """The next attempt; ``owner`` is the number that ``own`` gave, or None where nobody can compete.
+
+    Raises:
+        FencedError: the run has another owner by now.
+    """
+    while True:
+        newest = _newest(run, OWNERS)
+        if owner is not None and newest != owner:
+            raise FencedError(f"{run.uri}: another command (owner {newest}) has taken over this run")
+        number = _newest(run, ATTEMPTS) + 1
+        try:
+            run.put(_key(ATTEMPTS, number), json.dumps({"owner": owner}).encode(), if_absent=True)
+        except AlreadyExists:
+            continue
+        return Attempt(run, number)
+
+
+def _claim(run: ObjectStore, me: Owner, note: Note) -> int:
+    while True:
+        newest = _newest(run, OWNERS)
+        if newest:
+            _check_dead(run, newest, note)
+        try:
+            run.put(_key(OWNERS, newest + 1), _dump(me), if_absent=True)
+        except AlreadyExists:
+            continue  # of two that found it free, the other was first
+        return newest + 1
+
+
+def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
+    """Return once the owner is known to be gone; raise ``InputError`` as soon as it is known to live."""
+    owner = _read(run, number)
+    if owner is None or owner.ended:
+        return
+    if owner.machine == _machine():
+        alive = _born(owner.pid) == owner.born
+    else:
+        note(f"{owner} was training this run; looking for {PATIENCE_S:g} s whether it still is")
+        alive = _counts_on(run, number, owner.count)
+    if alive:
+        raise InputError(
+            f"{run.uri} is being trained by {owner}; wait for it, stop it, or give this run another name with "
+            "--set run.name=…"
+        )
+    note(f"{owner} was training this run and is gone; going on from what it saved")
+
+
+def _counts_on(run: ObjectStore, number: int, count: int) -> bool:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        time.sleep(BEAT_S / 5)
+        owner = _read(run, number)
+        if owner is None or owner.ended:
+            return False
+        if owner.count != count:
+            return True
+    return False
+
+
+def _count(run: ObjectStore, number: int, me: Owner, stop: threading.Event) -> None:
+    while not stop.wait(BEAT_S):
+        me = replace(me, count=me.count + 1)
+        try:
+            run.put(_key(OWNERS, number), _dump(me))
+        except (OSError, InputError):
+            continue  # a store that is down for a while costs the ownership only if somebody wants it
+
+
+def _newest(run: ObjectStore, prefix: str) -> int:
+    """The highest number there is, or nought."""
+    return max((int(Path(entry.key).stem) for entry in run.list(prefix)), default=0)
+
+
+def _read(run: ObjectStore, number: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(run.get(_key(OWNERS, number))))
+    except MissingObject:
+        return None
+
+
+def _key(prefix: str, number: int) -> str:
+    return f"{prefix}{number:06d}.json"
+
+
+def _dump(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner)).encode()
+
+
+def _this_process() -> Owner:
+    return Owner(socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()))
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    numbers = Path("/proc/self/ns/pid")
+    return f"{boot.read_text().strip()} {os.readlink(numbers)}"
+
+
+def _born(pid: int) -> str:
+    """The process's start time by the kernel's clock; empty when there is none of this number, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
