@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.process import born
 from shards.store import AlreadyExists, MissingObject, ObjectStore
 
 OWNERS = "owners/"
@@ -124,7 +125,7 @@ def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
     if owner is None or owner.ended:
         return
     if owner.machine == _machine():
-        alive = _born(owner.pid) == owner.born
+        alive = born(owner.pid) == owner.born
     else:
         note(f"{owner} was training this run; looking for {PATIENCE_S:g} s whether it still is")
         alive = _counts_on(run, number, owner.count)
@@ -178,19 +179,10 @@ def _dump(owner: Owner) -> bytes:
 
 
 def _this_process() -> Owner:
-    return Owner(socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()))
+    return Owner(socket.gethostname(), _machine(), os.getpid(), born(os.getpid()))
 
 
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     numbers = Path("/proc/self/ns/pid")
     return f"{boot.read_text().strip()} {os.readlink(numbers)}"
-
-
-def _born(pid: int) -> str:
-    """The process's start time by the kernel's clock; empty when there is none of this number, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
