@@ -28,4 +28,4 @@ def test_two_processes_of_torchrun_train_like_one(folder: Path, bts: Bts) -> Non
     rows = [read_metrics(open_store(str(folder / "runs" / name)), "epoch") for name in ("one", "two")]
     losses = [[row["train/loss"] for row in run] for run in rows]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert "2 worker(s)" in read_metrics(open_store(str(folder / "runs" / "two")), "note")[0]["text"]
+    assert "2 worker(s)" in read_metrics(open_store(str(folder / "runs" / "two")), "note")[-1]["text"]
