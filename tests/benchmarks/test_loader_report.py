@@ -25,21 +25,22 @@ def test_checksum_knows_every_pixel_but_no_order() -> None:
     assert checksum(samples) != right
 
 
-def _entry(row: str, turn: int, cold: float, warm: float) -> dict[str, Any]:
+def _entry(row: str, turn: int, cold: float, warm: float, processes: int = 2) -> dict[str, Any]:
     figures = {"cold": cold, "warm": warm, "memory": 2**20}
-    return {"row": row, "storage": "local", "processes": 2, "turn": turn, **figures}
+    return {"row": row, "storage": "local", "processes": processes, "turn": turn, **figures}
 
 
 def test_a_ratio_is_to_the_fastest_comparable_row_of_the_same_turn() -> None:
     from loader_report import report
 
+    names = ("ours-png", "wds-png", "mds-png", "lit-raw")
     measured = [
         *(_entry("ours-png", turn, 300, cold) for turn, cold in enumerate((90, 100, 80))),
         *(_entry("wds-png", turn, 100, warm) for turn, warm in enumerate((100, 200, 160))),
         *(_entry("mds-png", turn, 200, 10) for turn in range(3)),
         *(_entry("lit-raw", turn, 900, 900) for turn in range(3)),
+        *(_entry(name, turn, 240, 20, processes=1) for name in names for turn in range(3)),
     ]
-    names = ("ours-png", "wds-png", "mds-png", "lit-raw")
     found = {
         "about": "- Machine: none",
         "source": "generated phantoms",
@@ -49,6 +50,7 @@ def test_a_ratio_is_to_the_fastest_comparable_row_of_the_same_turn() -> None:
         "measured": measured,
     }
     (line,) = (line for line in report(found).splitlines() if line.startswith("| PNG decoded in every epoch"))
-    _, _, cold, warm, _ = line.split("|")
-    assert cold.strip() == "**1.50** (1.50–1.50), Streaming, png"
-    assert warm.strip() == "0.50 (0.50–0.90), webdataset, our PNG shards"
+    cold, warm = line.strip("| ").split(" | ")[-2:]
+    # With two processes Streaming delivers 200 a second, with one 240, as webdataset does: the first of these is named.
+    assert cold == "**1.25** (1.25–1.25), webdataset, our PNG shards, 1 proc."
+    assert warm == "0.50 (0.50–0.90), webdataset, our PNG shards"
