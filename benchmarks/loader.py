@@ -54,7 +54,7 @@ def main() -> None:
             with _places(storage, rows, formats, folder) as place:
                 for entry in _take_turns(rows, place, options, wanted):
                     found["measured"].append({"storage": storage, **entry})
-            _write(options.output, found)
+                    _write(options.output, found)  # so that a run that is stopped leaves what it has
 
 
 def _options() -> argparse.Namespace:

@@ -24,8 +24,8 @@ COMPARISONS: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
 
 def report(found: Found) -> str:
     """The whole page."""
-    rows = [row for row in ROWS if row.name in found["disk_bytes"]]
     entries = found["measured"]
+    rows = [row for row in ROWS if any(entry["row"] == row.name for entry in entries)]
     turns = 1 + max(entry["turn"] for entry in entries)
     height, width, _ = found["shape"]
     parts = [
@@ -90,9 +90,11 @@ def _ratio(entries: Sequence[Found], ours: str, others: Sequence[Row], column: C
         for number in fewer
         if (found := _by_turn(entries, row.name, (number, storage, phase)))
     ]
-    best, theirs = max(rivals, key=lambda rival: statistics.median(rival[1].values()))
     mine = _by_turn(entries, ours, column)
-    ratios = [mine[turn] / rate for turn, rate in theirs.items()]
+    if not mine or not rivals:
+        return "–"
+    best, theirs = max(rivals, key=lambda rival: statistics.median(rival[1].values()))
+    ratios = [mine[turn] / rate for turn, rate in theirs.items() if turn in mine]
     median = statistics.median(ratios)
     shown = f"**{median:.2f}**" if median > 1 else f"{median:.2f}"
     return f"{shown} ({min(ratios):.2f}–{max(ratios):.2f}), {best}"
@@ -102,11 +104,14 @@ def _rates(entries: Sequence[Found], rows: Sequence[Row]) -> str:
     columns = _columns(entries)
     lines = [["", *map(_heading, columns)]]
     for row in rows:
-        found = [[*_by_turn(entries, row.name, column).values()] for column in columns]
-        lines.append(
-            [row.title, *(f"{statistics.median(r):,.0f} ({min(r):,.0f}–{max(r):,.0f})" for r in found)]
-        )
+        lines.append([row.title, *(_rate([*_by_turn(entries, row.name, c).values()]) for c in columns)])
     return _table(lines)
+
+
+def _rate(found: Sequence[float]) -> str:
+    if not found:
+        return "–"
+    return f"{statistics.median(found):,.0f} ({min(found):,.0f}–{max(found):,.0f})"
 
 
 def _sizes(found: Found, rows: Sequence[Row]) -> str:
@@ -116,16 +121,15 @@ def _sizes(found: Found, rows: Sequence[Row]) -> str:
     lines = [["", *(f"memory, {storage}, MiB" for storage in storages), "on disk, MiB"]]
     for row in rows:
         held = [
-            statistics.median(
+            [
                 entry["memory"]
                 for entry in entries
                 if (entry["row"], entry["storage"], entry["processes"]) == (row.name, storage, most)
-            )
+            ]
             for storage in storages
         ]
-        lines.append(
-            [row.title, *(f"{value / 2**20:,.0f}" for value in (*held, found["disk_bytes"][row.name]))]
-        )
+        memory = [f"{statistics.median(each) / 2**20:,.0f}" if each else "–" for each in held]
+        lines.append([row.title, *memory, f"{found['disk_bytes'][row.name] / 2**20:,.0f}"])
     return _table(lines)
 
 

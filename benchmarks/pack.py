@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     options.storage = options.storage or (["local"] if options.quick else ["local", "s3"])
     options.repeats = options.repeats or (1 if options.quick else 3)
     if options.memory is None:
-        options.memory = [2_000] if options.quick else [20_000, 200_000]
+        options.memory = [600] if options.quick else [20_000, 200_000]
     return options
 
 
@@ -190,26 +190,32 @@ def report(found: dict[str, Any]) -> str:
         found["about"],
         f"- Data: {found['slices']:,} slices of {found['source']}, {height} × {width} × 3 with a mask, uint8; "
         f"{SHARD} or so in a shard; working processes: {found['processes']}; turns: {turns}",
-        "## Ratios: ours to the fastest other packer",
-        "Slices per second, ours divided by the fastest other one's in the same turn: the median, and the range over "
-        "the turns. Above 1 ours is faster. Before it packs, ours checks every file of the source, which the others "
-        "do not offer; the second row counts that time in.",
-        _table(columns, {name: _ratios(entries, name, columns) for name in ("ours", "ours-verified")}),
+    ]
+    names = _names(entries)
+    if "ours" in names and len({entry["packer"] for entry in entries}) > 1:
+        parts += [
+            "## Ratios: ours to the fastest other packer",
+            _RATIOS,
+            _table(columns, {name: _ratios(entries, name, columns) for name in ("ours", "ours-verified")}),
+        ]
+    parts += [
         "## Slices per second",
         "Median of the turns, and their range.",
-        _table(columns, {name: _rates(entries, name, columns) for name in _names(entries)}),
+        _table(columns, {name: _rates(entries, name, columns) for name in names}),
         "## Size and memory",
         "MB (10^6 bytes) of the data set; and the most memory that all processes held together (PSS, imported "
         "libraries included), in MiB, median of the turns.",
-        _table(
-            columns,
-            {name: _sizes(entries, name, columns) for name in _names(entries) if name != "ours-verified"},
-        ),
+        _table(columns, {n: _sizes(entries, n, columns) for n in names if n != "ours-verified"}),
     ]
     if found["memory"]:
         parts += ["## Memory of the process that directs", _MEMORY, _memory_table(found["memory"])]
     return "\n\n".join(parts) + "\n"
 
+
+_RATIOS = """\
+Slices per second, ours divided by the fastest other one's in the same turn: the median, and the range over the turns.
+Above 1 ours is faster. Before it packs, ours checks every file of the source, which the others do not offer; the
+second row counts that time in."""
 
 _MEMORY = f"""\
 The most memory that the directing process held before packing (imports, the listing and the scans of the source) and

@@ -36,8 +36,7 @@ def measure(config: Config) -> list[dict[str, float]]:
     """Train and return each epoch's row of the run's record."""
     with tempfile.TemporaryDirectory() as folder:
         run = open_store(folder)
-        with local_runtime(run) as runtime:
-            train(config, runtime, run, Path(folder) / "workspace")
+        train(config, local_runtime(), run, Path(folder) / "workspace")
         return read_metrics(open_store(f"{folder}/workspace"), "epoch")
 
 

@@ -152,7 +152,7 @@ def _record(plan: ShardPlan, data: bytes) -> ShardRecord:
 
 def _finished_shard(target: ObjectStore, plan: ShardPlan) -> ShardRecord | None:
     """The shard that an interrupted run left, if it is there byte for byte with its part."""
-    sha256 = finished_sha256(target, plan.name, plan.num_samples)
+    sha256 = finished_sha256(target, plan.name)
     if sha256 is None:
         return None
     try:

@@ -1,17 +1,20 @@
 """What packing leaves with each finished shard until the data set is whole: its rows of the index.
 
-A part is a small Parquet file that names the sha256 of its shard.  Workers write parts, and the driver joins them
-into the index one by one, so that nobody holds the rows of more than one row group.
+A part is a few lines of JSON: a sha256 of the rest, what shard it is of, and a line for each row.  Workers write
+parts, and the driver joins them into the index, so that nobody holds the rows of more than one row group.  (Arrow reads
+JSON into tables by itself; making them of Python's lists would have every worker import pandas.)
 """
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from shards.errors import InputError
@@ -23,29 +26,23 @@ PARTS = "parts/"
 ROW_GROUP = 1 << 14
 """Rows of the index that are written, and held in memory, at a time."""
 
-_SHARD_SHA256 = b"shard_sha256"
 _REQUESTS = 8  # At a time; they hide an object store's latency.
 
 
 def put_part(store: ObjectStore, shard: str, sha256: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Record that a shard is finished, with its rows of ``INDEX_SCHEMA``."""
-    schema = INDEX_SCHEMA.with_metadata({_SHARD_SHA256: sha256})
-    out = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_pylist(list(rows), schema=schema), out, compression="zstd", write_page_checksum=True
-    )
-    store.put(_key(shard), out.getvalue())
+    """Record that a shard of these bytes is finished, with its rows of ``INDEX_SCHEMA``."""
+    lines = ({"shard": shard, "sha256": sha256}, *rows)
+    body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    store.put(_key(shard), f"{hashlib.sha256(body).hexdigest()}\n".encode() + body)
 
 
-def finished_sha256(store: ObjectStore, shard: str, num_samples: int) -> str | None:
-    """The sha256 of the shard that a part was written for; None when there is none, or none that can be used."""
+def finished_sha256(store: ObjectStore, shard: str) -> str | None:
+    """The sha256 of the shard that a part was written for; None when there is none, or none that is whole."""
     try:
-        table = _part(store, shard)
+        head, _ = _part(store, shard)
     except (MissingObject, InputError):
         return None
-    if table.column("shard").to_pylist() != [shard] * num_samples:
-        return None
-    return str((table.schema.metadata or {}).get(_SHARD_SHA256, b"").decode("ascii", "replace"))
+    return str(head["sha256"])
 
 
 def write_index(store: ObjectStore, shards: Iterable[str], path: Path) -> str:
@@ -58,7 +55,7 @@ def write_index(store: ObjectStore, shards: Iterable[str], path: Path) -> str:
         InputError: a part is damaged.
     """
     with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-        for table in _regrouped(ahead(partial(_part, store), shards, _REQUESTS), ROW_GROUP):
+        for table in _regrouped(ahead(partial(_table, store), shards, _REQUESTS), ROW_GROUP):
             writer.write_table(table, row_group_size=ROW_GROUP)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,20 +67,24 @@ def drop_parts(store: ObjectStore) -> None:
 
 
 def _key(shard: str) -> str:
-    return PARTS + shard.rsplit("/", 1)[-1].removesuffix(".tar") + ".parquet"
+    return PARTS + shard.rsplit("/", 1)[-1].removesuffix(".tar") + ".jsonl"
 
 
-def _part(store: ObjectStore, shard: str) -> pa.Table:
-    data = store.get(_key(shard))
-    try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{store.uri}/{_key(shard)} is damaged ({error}); run `bts pack` again") from error
-    if not table.schema.equals(INDEX_SCHEMA):
-        raise InputError(
-            f"{store.uri}/{_key(shard)} has other columns than the index; delete it and pack again"
-        )
-    return table
+def _part(store: ObjectStore, shard: str) -> tuple[dict[str, Any], bytes]:
+    """A part's first line and its rows, if its own sha256 and its shard's name fit."""
+    seal, _, body = store.get(_key(shard)).partition(b"\n")
+    if seal.decode("ascii", "replace") == hashlib.sha256(body).hexdigest():
+        line, _, rows = body.partition(b"\n")
+        head = json.loads(line)
+        if head["shard"] == shard:
+            return head, rows
+    raise InputError(f"{store.uri}/{_key(shard)} is damaged; run `bts pack` again")
+
+
+def _table(store: ObjectStore, shard: str) -> pa.Table:
+    _, rows = _part(store, shard)
+    options = pj.ParseOptions(explicit_schema=INDEX_SCHEMA, unexpected_field_behavior="error")
+    return pj.read_json(io.BytesIO(rows), parse_options=options)
 
 
 def _regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

@@ -125,11 +125,11 @@ def killed(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a packer left that was killed after its first shard."""
     dest = tmp_path_factory.mktemp("killed") / "data"
     with subprocess.Popen([sys.executable, "-c", KILLED_PACKER, str(phantom), str(dest)]) as packer:
-        while not list(dest.glob("parts/*.parquet")):
+        while not list(dest.glob("parts/*.jsonl")):
             assert packer.poll() is None
             time.sleep(0.02)
         packer.send_signal(signal.SIGKILL)
-    assert len(list(dest.glob("parts/*.parquet"))) == 1
+    assert len(list(dest.glob("parts/*.jsonl"))) == 1
     assert not (dest / "manifest.json").exists()
     return dest
 
@@ -166,7 +166,7 @@ def test_a_killed_packer_is_taken_up_where_it_was(
 def test_what_a_killed_packer_left_is_not_trusted_blindly(
     half_packed: Path, pack_to: PackTo, packed: Path, harm: str
 ) -> None:
-    (part,) = half_packed.glob("parts/*.parquet")
+    (part,) = half_packed.glob("parts/*.jsonl")
     shard = half_packed / "shards" / f"{part.stem}.tar"
     if harm == "shard":
         data = bytearray(shard.read_bytes())
