@@ -3,7 +3,7 @@
 Floating-point sums depend on their order, and in a usual step that order follows from how the batch is divided.  Here
 every sample is passed through the network alone, its loss sums and its gradient are taken alone, and both are
 added up in the order of the global batch on every rank.  The price is one broadcast of a whole gradient for each
-sample and no batching: ``benchmarks/results/deterministic.md``.
+sample, and no batching.
 """
 
 import torch
