@@ -68,10 +68,10 @@ def main() -> None:
             }
             overrides = [*options.set, *(f"{key}={value}" for key, value in settings.items())]
             for row in measure(load_config([options.config], overrides)):
-                seconds, waited = row["time/train_s"], row["time/data_wait_s"]
+                seconds, share = row["time/train_s"], row["share/data"]
                 table.append(
                     f"| {cache} | {row['epoch']:g}{' (cold)' if row['epoch'] == 1 else ''} | {seconds:.1f} "
-                    f"| {waited:.3f} | {waited / seconds:.2%} | {row['samples_per_s']:.1f} |"
+                    f"| {share * seconds:.3f} | {share:.2%} | {row['samples_per_s']:.1f} |"
                 )
                 print(table[-1], flush=True)
     text = [

@@ -8,17 +8,20 @@ attempt that wrote it, so that a worker left over from an earlier attempt never 
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from bts_dist.config import Config
 from bts_dist.optim import Ema
+from bts_dist.tensor_file import TensorMemory
 from shards.errors import InputError
 from shards.store import MissingObject, ObjectStore
 
@@ -50,6 +53,8 @@ class Progress:
     patients: list[str] = field(default_factory=list)
     """Patients trained or chosen on; none of them may ever be scored."""
     wandb_id: str | None = None
+    skipped_steps: int = 0
+    """Steps left out since their gradient, times the loss scale, overflowed in half precision."""
 
 
 @dataclass
@@ -60,6 +65,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     progress: Progress
+    scaler: GradScaler | None = None
+    """Loss scale, in half precision only."""
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
@@ -84,41 +91,46 @@ def _order(name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state at one moment, in main memory: training may go on while it is written."""
+    """A training state at one moment, in main memory: training may go on while it is stored."""
 
-    tensors: dict[str, dict[str, Tensor]]
-    """File name to the tensors in it."""
-    texts: dict[str, str]
-    """File name to the JSON in it."""
+    files: dict[str, bytes | memoryview]
+    """File name to content, without ``files.json``."""
 
-    def write(self, folder: Path) -> None:
-        """Write a complete checkpoint into the empty ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, tensors in self.tensors.items():
-            save_file(tensors, folder / name)
-        for name, text in self.texts.items():
-            (folder / name).write_text(text)
-        hashes = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-        (folder / FILES).write_text(json.dumps(hashes, indent=1))
+    def hashes(self) -> bytes:
+        """The content of ``files.json``."""
+        return json.dumps({name: _sha256(data) for name, data in self.files.items()}, indent=1).encode()
 
 
-def snapshot(state: TrainState, config: Config) -> Snapshot:
-    """Copy all of a training state."""
+Memories = defaultdict[str, TensorMemory]
+"""File name to the memory that its tensors are copied to."""
+
+
+def snapshot(state: TrainState, config: Config, memories: Memories | None = None) -> Snapshot:
+    """Copy all of a training state, over the snapshot taken before if ``memories`` are that one's."""
+    memories = Memories(TensorMemory) if memories is None else memories
     tensors = {"model.safetensors": state.model.state_dict()}
     if state.ema is not None:
         tensors["ema.safetensors"] = state.ema.weights
     tensors["optim.safetensors"], scalars = _flatten_optimizer(state.optimizer)
     updates = state.ema.num_updates if state.ema is not None else 0
     record = {"progress": asdict(state.progress), "ema_updates": updates, "optimizer": scalars}
+    if state.scaler is not None:
+        record["scaler"] = state.scaler.state_dict()
     return Snapshot(
-        {file: {name: _copied(value) for name, value in group.items()} for file, group in tensors.items()},
-        {"state.json": json.dumps(record, indent=1), "config.json": config.model_dump_json(indent=1)},
+        {
+            **{file: memories[file].copy(group) for file, group in tensors.items()},
+            "state.json": json.dumps(record, indent=1).encode(),
+            "config.json": config.model_dump_json(indent=1).encode(),
+        }
     )
 
 
 def save(state: TrainState, config: Config, folder: Path) -> None:
     """Write a complete checkpoint into the empty ``folder``."""
-    snapshot(state, config).write(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = snapshot(state, config)
+    for name, data in {**copy.files, FILES: copy.hashes()}.items():
+        (folder / name).write_bytes(data)
 
 
 def load(state: TrainState, folder: Path) -> None:
@@ -137,6 +149,8 @@ def load(state: TrainState, folder: Path) -> None:
         }
         state.ema.num_updates = record["ema_updates"]
     _restore_optimizer(state.optimizer, load_file(folder / "optim.safetensors"), record["optimizer"])
+    if state.scaler is not None and "scaler" in record:
+        state.scaler.load_state_dict(record["scaler"])
     state.progress = Progress(**record["progress"])
 
 
@@ -173,12 +187,12 @@ def check(folder: Path) -> None:
     for name, sha256 in json.loads((folder / FILES).read_text()).items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _sha256(folder / name) != sha256:
+        if _sha256((folder / name).read_bytes()) != sha256:
             raise ValueError(f"{name} does not match its sha256")
 
 
-def publish(folder: Path, run: ObjectStore, name: str) -> None:
-    """Copy a checkpoint folder to the run's store, the file that makes it count last, and only if it is not there.
+def publish(copy: Snapshot, run: ObjectStore, name: str) -> None:
+    """Put a checkpoint into the run's store, the file that makes it count last, and only if it is not there.
 
     The store checks each file's content as it arrives; here the sizes are looked at once more.
 
@@ -186,15 +200,15 @@ def publish(folder: Path, run: ObjectStore, name: str) -> None:
         OSError: what arrived is not what was sent.
         AlreadyExists: the checkpoint was published before.
     """
-    files = sorted((p for p in folder.iterdir()), key=lambda p: p.name == FILES)
-    for path in files:
-        if path.name == FILES:
-            sent = {f"{FOLDER}/{name}/{p.name}": p.stat().st_size for p in files[:-1]}
-            arrived = {e.key: e.size for e in run.list(f"{FOLDER}/{name}/")}
-            short = [key for key, size in sent.items() if arrived.get(key) != size]
-            if short:
-                raise OSError(f"{run.uri}: {short[0]} did not arrive whole; the checkpoint was not published")
-        run.put(f"{FOLDER}/{name}/{path.name}", path, if_absent=path.name == FILES)
+    prefix = f"{FOLDER}/{name}/"
+    hashes = copy.hashes()
+    for file, data in copy.files.items():
+        run.put(prefix + file, data)
+    arrived = {entry.key: entry.size for entry in run.list(prefix)}
+    short = [file for file, data in copy.files.items() if arrived.get(prefix + file) != len(data)]
+    if short:
+        raise OSError(f"{run.uri}: {prefix}{short[0]} did not arrive whole; the checkpoint was not published")
+    run.put(prefix + FILES, hashes, if_absent=True)
 
 
 def names(run: ObjectStore) -> list[str]:
@@ -279,14 +293,9 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": state, **scalars})
 
 
-def _copied(value: Tensor) -> Tensor:
-    # safetensors stores plain row-major tensors; channels_last is a layout, not content.
-    return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
 def _shape(weights: dict[str, Tensor], key: str) -> tuple[int, ...] | None:
     return tuple(weights[key].shape) if key in weights else None
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shards.config import (
     DataConfig,
@@ -142,13 +142,17 @@ class TrainConfig(Section):
     global_batch: int = Field(default=16, ge=1)
     """Samples per optimizer step over all workers, whatever their number."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Most samples in one forward pass on a worker; the rest of its part is accumulated.  null is all at once."""
+    """Most samples in one forward pass on a worker; the rest of its part is accumulated.  null is all at once.  With
+    ``deterministic``, whose passes are of one sample, a larger part of the batch is passed forward twice."""
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     """The same bits for any number of workers of one kind: samples go through the network one by one, and their
     gradients are added up in the order of the global batch.  Slow; needs ``model.norm`` other than ``batch``, and
     uses one CPU thread a worker unless ``train.threads`` says otherwise."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of the network's activations; weights, their gradients and the loss are float32 always.  ``fp16`` is for GPUs
+    without bf16 (T4, V100): the loss is scaled so that small gradients survive, and a step whose scaled gradient
+    overflows is skipped."""
     channels_last: bool = True
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one worker; null is its share of the machine."""
@@ -156,8 +160,9 @@ class TrainConfig(Section):
     """Stop after this many epochs without a better ``val/dice/patient``; null trains all epochs."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Save also within an epoch, each time so many steps are done; null saves after each epoch's validation only."""
-    checkpoint_minutes: float | None = Field(default=None, gt=0)
-    """Save also within an epoch, once so many minutes have passed since the last time."""
+    checkpoint_minutes: float | None = Field(default=1.0, gt=0)
+    """Save also within an epoch, once so many minutes have passed since the last time: what a lost worker costs at
+    most.  null does not."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     log_every: int = Field(default=10, ge=1)
@@ -179,24 +184,43 @@ class ScoreConfig(Section):
 class TrackConfig(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "bts-dist"
+    group: str | None = None
+    """W&B group of the run; a search sets its own for its trials."""
+    tags: tuple[str, ...] = ()
+    """W&B tags of the run."""
+    job_type: str = "train"
+    """W&B job type of the run; a search's trials are ``trial``."""
     overlays: int = Field(default=6, ge=0)
     """Validation slices whose prediction is drawn each time an epoch is the best so far."""
 
 
 class TuneConfig(Section):
     trials: int = Field(default=0, ge=0)
-    """Trials of the search; with 0 ``bts run`` trains the config as it is."""
+    """Trials of the search; with 0 ``bts run`` trains the config as it is.  More of them later go on from those that
+    there are."""
     epochs: int = Field(default=5, ge=1)
     """Epochs of a trial that is not stopped early."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """``optuna`` learns from the trials before (tree-structured Parzen estimator); ``grid`` takes every combination of
+    choices and steps, as far as ``trials`` reaches."""
+    scheduler: Literal["fifo", "asha", "hyperband"] = "asha"
+    """``fifo`` stops no trial.  ``asha`` stops those that are behind at each rung, ``hyperband`` too, but divides the
+    trials over brackets that begin with it later and later."""
     grace_epochs: int = Field(default=1, ge=1)
-    """Epochs before ASHA may stop a trial."""
+    """Epochs before a trial may be stopped: the first rung."""
     reduction: int = Field(default=2, ge=2)
-    """ASHA keeps one trial of this many at each rung."""
+    """One trial of this many goes on at each rung, and the next rung is so many times as far."""
+    concurrent: int | None = Field(default=None, ge=1)
+    """Most trials side by side; null is as many as the cluster has room for."""
     seed: int = Field(default=0, ge=0)
+    points: list[dict[str, Any]] = Field(default_factory=list)
+    """Settings to try first, each a mapping of config keys to values.  The config as it stands comes before them."""
     space: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {"optim.lr": {"loguniform": [3e-4, 6e-3]}}
     )
-    """Config key to ``{loguniform: [low, high]}``, ``{uniform: [low, high]}`` or ``{choice: [...]}``."""
+    """Config key to ``{choice: [...]}``, ``{uniform: [low, high]}``, ``{loguniform: [low, high]}``, ``{randint: [low,
+    high]}``, both ends included, or ``{quniform: [low, high, step]}``.  A choice may be between mappings of a
+    section's fields, which may have distributions of their own."""
 
 
 class ClusterConfig(Section):
@@ -204,11 +228,40 @@ class ClusterConfig(Section):
     """``local`` is one worker in this process; ``torchrun`` reads RANK and WORLD_SIZE from the environment."""
     address: str | None = None
     """Ray cluster to join; null starts one on this machine."""
-    workers: int = Field(default=2, ge=1)
+    workers: int | tuple[int, int] = 2
+    """How many, or ``[fewest, most]``: as many as the cluster has room for, fewer when a node is lost and more when
+    one is added.  The global batch stays the same."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     max_failures: int = Field(default=3, ge=0)
-    """Worker failures survived by resuming from the newest good checkpoint."""
+    """Failures survived by resuming from the newest good checkpoint.  Nodes that are taken away with notice do not
+    count."""
+    frozen_s: float = Field(default=30, gt=0)
+    """A worker that gives no sign of life for so long, in seconds, is taken for lost."""
+    resize_s: float = Field(default=60, ge=0)
+    """Seconds between two looks for room for more workers.  Growing repeats the steps since the last checkpoint."""
+    wait_minutes: float = Field(default=30, gt=0)
+    """How long a start, or a new start after a failure, waits for a fixed number of workers to find room."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _check_workers(cls, workers: Any) -> Any:
+        span = [workers] * 2 if isinstance(workers, int) else workers
+        whole = isinstance(span, list | tuple) and len(span) == 2 and all(type(n) is int for n in span)
+        if not (whole and 1 <= span[0] <= span[1]):
+            raise ValueError(
+                "cluster.workers must be a number from 1 on, or [fewest, most] with 1 <= fewest <= most; "
+                f"found {workers!r}"
+            )
+        return workers if isinstance(workers, int) else tuple(span)
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class RunConfig(Section):
@@ -251,9 +304,9 @@ class Config(Section):
                 "train.deterministic with model.norm=batch: a batch's statistics depend on how it is divided; set "
                 "model.norm=group or instance"
             )
-        if self.train.global_batch < self.cluster.workers:
+        if self.train.global_batch < self.cluster.most:
             raise ValueError(
-                f"train.global_batch is {self.train.global_batch} for {self.cluster.workers} workers; give each "
+                f"train.global_batch is {self.train.global_batch} for {self.cluster.most} workers; give each "
                 "worker at least one sample: raise train.global_batch or lower cluster.workers"
             )
         return self

@@ -56,8 +56,9 @@ class SampleSource:
         self.lookahead = 2 * config.window_shards
         """Shards that are fetched ahead of the step: those of a window, and those of the next one."""
         height, width = reader.native_size if self.size is None else (self.size, self.size)
-        self._shape = (height, width)
-        self._cache, self.note = open_cache(reader, config, self._shape, device)
+        self.sides = (height, width)
+        """Pixels that the model sees."""
+        self._cache, self.note = open_cache(reader, config, self.sides, device)
         self._threads = config.decode_threads
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode") if self._threads else None
 
@@ -111,8 +112,8 @@ class SampleSource:
         return torch.from_numpy(image), torch.from_numpy(mask)
 
     def _decode(self, ids: Ids) -> tuple[Pixels, Pixels]:
-        images = np.empty((len(ids), *self._shape, 3), np.uint8)
-        masks = np.empty((len(ids), *self._shape), np.uint8)
+        images = np.empty((len(ids), *self.sides, 3), np.uint8)
+        masks = np.empty((len(ids), *self.sides), np.uint8)
 
         def decode(rows: Ids) -> None:
             for row in rows:

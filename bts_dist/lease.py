@@ -74,23 +74,52 @@ def own(run: ObjectStore, note: Note) -> Iterator[int]:
 
 
 @dataclass(frozen=True)
+class AttemptRecord:
+    """What an attempt's file says."""
+
+    owner: int | None
+    step: int = 0
+    time: float = 0.0
+    """Seconds since 1970 when it was written last."""
+    workers: int = 1
+    ended: bool = False
+    """Of itself, or because the user said so."""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One start of a run's workers; the number is part of what they publish."""
 
     run: ObjectStore
     number: int
+    owner: int | None = None
+    workers: int = 1
+
+    def read(self) -> "AttemptRecord | None":
+        """How far it is known to have come."""
+        try:
+            return AttemptRecord(**json.loads(self.run.get(_key(ATTEMPTS, self.number))))
+        except MissingObject:
+            return None
+
+    def write(self, step: int, *, ended: bool = False) -> None:
+        """Tell how far it is; the file of an attempt is its own."""
+        record = AttemptRecord(self.owner, step, time.time(), self.workers, ended)
+        self.run.put(_key(ATTEMPTS, self.number), json.dumps(asdict(record)).encode())
 
     def check(self) -> None:
         """Raise ``FencedError`` if a later attempt has begun."""
-        newest = _newest(self.run, ATTEMPTS)
+        newest = newest_attempt(self.run)
         if newest != self.number:
             raise FencedError(
                 f"{self.run.uri}: this is attempt {self.number}, and attempt {newest} has begun; it publishes nothing"
             )
 
 
-def begin(run: ObjectStore, owner: int | None) -> Attempt:
-    """The next attempt; ``owner`` is the number that ``own`` gave, or None where nobody can compete.
+def begin(run: ObjectStore, owner: int | None, workers: int = 1) -> Attempt:
+    """The next attempt, of so many workers.
+
+    ``owner`` is the number that ``own`` gave, or None where nobody can compete.
 
     Raises:
         FencedError: the run has another owner by now.
@@ -99,12 +128,31 @@ def begin(run: ObjectStore, owner: int | None) -> Attempt:
         newest = _newest(run, OWNERS)
         if owner is not None and newest != owner:
             raise FencedError(f"{run.uri}: another command (owner {newest}) has taken over this run")
-        number = _newest(run, ATTEMPTS) + 1
+        number = newest_attempt(run) + 1
+        record = AttemptRecord(owner, time=time.time(), workers=workers)
         try:
-            run.put(_key(ATTEMPTS, number), json.dumps({"owner": owner}).encode(), if_absent=True)
+            run.put(_key(ATTEMPTS, number), json.dumps(asdict(record)).encode(), if_absent=True)
         except AlreadyExists:
             continue
-        return Attempt(run, number)
+        return Attempt(run, number, owner, workers)
+
+
+def newest_attempt(run: ObjectStore) -> int:
+    """The number of the attempt that has begun last; 0 before the first."""
+    return _newest(run, ATTEMPTS)
+
+
+def was_interrupted(run: ObjectStore, record: AttemptRecord, owner: int | None) -> bool:
+    """Whether an earlier attempt failed under the present ``owner``, or its own owner was killed with it.
+
+    An owner that has ended has told its user what happened; what that user starts later is no recovery.
+    """
+    if record.ended:
+        return False
+    if record.owner is None or record.owner == owner:
+        return True
+    before = _read(run, record.owner)
+    return before is not None and not before.ended
 
 
 def _claim(run: ObjectStore, me: Owner, note: Note) -> int:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from bts_dist.data import SampleSource
 from shards.encode import Pixels
 
+_LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Mixed precision as ``train.precision`` says."""
+    return torch.autocast(device.type, _LOW.get(precision), enabled=precision in _LOW)
 
 
 def probabilities(

@@ -91,6 +91,8 @@ def check_same_recipe(run: ObjectStore, config: Config, scratch: Path) -> None:
         return
     before, now = _flat(training_recipe(read_config(folder))), _flat(training_recipe(config))
     differing = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)} - _MAY_CHANGE
+    if config.model.norm != "batch":
+        differing.discard("train.micro_batch")  # it divides what is added up, and normalises nothing
     if differing:
         listed = "\n".join(f"  {k}: {before.get(k)} before, {now.get(k)} now" for k in sorted(differing))
         raise InputError(

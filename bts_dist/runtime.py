@@ -33,8 +33,8 @@ class Runtime(Protocol):
     def report(self, metrics: Metrics) -> None:
         """Hand over an epoch's metrics, equal on all ranks; every rank calls it."""
 
-    def preemption(self) -> bool:
-        """Whether this worker has been told that its node will be taken away."""
+    def preemption(self) -> float | None:
+        """Seconds until a worker's node is taken away; None where no notice was given.  Every rank calls it."""
         ...
 
 
@@ -50,8 +50,8 @@ class LocalRuntime:
     def report(self, metrics: Metrics) -> None:
         """Nobody to tell: the run's record has it."""
 
-    def preemption(self) -> bool:
-        return False
+    def preemption(self) -> float | None:
+        return None
 
 
 def local_runtime() -> LocalRuntime:

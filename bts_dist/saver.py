@@ -1,20 +1,15 @@
 """Checkpoints written beside the training: it stops for a copy of its state, and the rest is a thread's work."""
 
-import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from bts_dist import checkpoint
-from bts_dist.checkpoint import Snapshot, TrainState
+from bts_dist.checkpoint import Memories, Snapshot, TrainState
 from bts_dist.config import Config
 from bts_dist.lease import Attempt
-from bts_dist.runtime import all_reduce
-from bts_dist.step import Trainer
+from bts_dist.tensor_file import TensorMemory
 
 
 class Saver:
@@ -24,9 +19,14 @@ class Saver:
     """
 
     def __init__(self, attempt: Attempt, keep: int) -> None:
-        self._stalled_s = 0.0
-        self._attempt = attempt
+        self.published = 0
+        """Step of the newest checkpoint of this attempt, 0 before the first: nothing up to it will be done again."""
+        self.took_s = 0.0
+        """Seconds from the beginning of the last save until it was published."""
+        self.attempt = attempt
         self._keep = keep
+        # Of the copies; the one before is stored when the next is taken.
+        self._memories = Memories(TensorMemory)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -38,30 +38,24 @@ class Saver:
             StoreError: the one before could not be published.
         """
         began = time.monotonic()
-        self._wait()
-        copy = checkpoint.snapshot(state, config)
-        self._pending = self._pool.submit(self._publish, copy, name)
-        self._stalled_s += time.monotonic() - began
+        self.wait()
+        copy = checkpoint.snapshot(state, config, self._memories)
+        self._pending = self._pool.submit(self._publish, copy, name, began)
 
-    def stalled(self) -> float:
-        """Seconds that training has stood still for checkpoints since this was last asked."""
-        stalled, self._stalled_s = self._stalled_s, 0.0
-        return stalled
-
-    def _publish(self, copy: Snapshot, name: str) -> None:
-        self._attempt.check()
-        with tempfile.TemporaryDirectory(prefix="bts-checkpoint-") as scratch:
-            folder = Path(scratch) / name
-            copy.write(folder)
-            checkpoint.publish(folder, self._attempt.run, name)
-        # Looked at again: what an attempt that was overtaken meanwhile would drop is no longer its own.
-        self._attempt.check()
-        checkpoint.prune(self._attempt.run, name, self._keep)
-
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return once the last state is stored; raises as the next ``save`` would."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def _publish(self, copy: Snapshot, name: str, began: float) -> None:
+        self.attempt.check()
+        checkpoint.publish(copy, self.attempt.run, name)
+        self.took_s = time.monotonic() - began
+        # Looked at again: what an attempt that was overtaken meanwhile would drop is no longer its own.
+        self.attempt.check()
+        self.published = checkpoint.step_of(name)
+        checkpoint.prune(self.attempt.run, name, self._keep)
 
     def __enter__(self) -> Self:
         return self
@@ -72,40 +66,6 @@ class Saver:
         try:
             # Also after an error or an interruption: what was saved before it must not be lost.
             if error is None:
-                self._wait()
+                self.wait()
         finally:
             self._pool.shutdown()
-
-
-class Due:
-    """Whether a checkpoint is due within an epoch; asked by every rank after every step, and answered alike."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._saved_at = time.monotonic()
-        self._warned = False
-
-    def __call__(self) -> bool:
-        cfg, step = self._trainer.config.train, self._trainer.state.progress.step
-        due = cfg.checkpoint_steps is not None and step % cfg.checkpoint_steps == 0
-        # Clocks and notices differ from rank to rank, so these are agreed on, not at every step.
-        if not due and step % cfg.log_every == 0:
-            late, preempted = self._late(), self._preempted()
-            due = self._agreed(late or preempted)
-        if due:
-            self._saved_at = time.monotonic()
-        return due
-
-    def _late(self) -> bool:
-        minutes = self._trainer.config.train.checkpoint_minutes
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-
-    def _preempted(self) -> bool:
-        """Once for each notice."""
-        warned, self._warned = self._warned, self._trainer.runtime.preemption()
-        return self._warned and not warned
-
-    def _agreed(self, mine: bool) -> bool:
-        """Whether any rank says so."""
-        runtime = self._trainer.runtime
-        return bool(all_reduce(torch.tensor([float(mine)], device=runtime.device)))

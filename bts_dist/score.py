@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bts_dist import checkpoint, metrics
+from bts_dist import checkpoint, memory, metrics
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
@@ -148,16 +148,17 @@ def score_patients(task: ScoreTask) -> list[Scored]:
 
 
 def _score_patient(model: Model, source: SampleSource, patient: str, config: Config) -> Scored:
-    probability, truth = predict_patient(
-        model.network,
-        source,
-        patient,
-        device=model.device,
-        batch=config.score.batch,
-        precision=model.config.train.precision,
-        # The threshold was chosen on predictions made this way.
-        mirror=model.config.score.mirror,
-    )
+    with memory.explained(memory.in_scoring, config, model.config, model.device, patient, source.sides):
+        probability, truth = predict_patient(
+            model.network,
+            source,
+            patient,
+            device=model.device,
+            batch=config.score.batch,
+            precision=model.config.train.precision,
+            # The threshold was chosen on predictions made this way.
+            mirror=model.config.score.mirror,
+        )
     if not np.isfinite(probability).all():
         raise FloatingPointError(f"{patient}: the model's output is not finite; the checkpoint is of no use")
     prediction, mask = probability > model.progress.threshold, truth > 0

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
+from bts_dist.account import Account
 from bts_dist.augment import augment
 from bts_dist.checkpoint import TrainState, checkpoint_name
 from bts_dist.config import Config
@@ -35,6 +36,8 @@ class Trainer:
     val: SampleSource
     attempt: int
     """Number of this start of the workers."""
+    account: Account = field(default_factory=Account)
+    """Where this rank's time goes."""
 
     @property
     def checkpoint_name(self) -> str:
@@ -58,6 +61,11 @@ class Trainer:
         cfg = self.config
         return cfg.optim.lr * lr_factor(cfg.schedule, epoch, cfg.train.epochs, self.state.progress.val_dice)
 
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place, within a step."""
+        with self.account.doing("exchange"):
+            return all_reduce(tensor)
+
 
 def train_step(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> tuple[Tensor, Tensor]:
     """One optimizer step on this rank's part of a global batch of ``batch_size`` samples.
@@ -65,29 +73,56 @@ def train_step(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> t
     Returns the global batch's loss and the gradient's norm, float32 scalars equal on every rank.
     """
     cfg, runtime, state = trainer.config, trainer.runtime, trainer.state
-    image, truth = batch.to(runtime.device)
-    image, truth = augment(image, truth, batch.ids, seed=cfg.train.seed, epoch=epoch, config=cfg.augment)
-    if cfg.train.channels_last:
-        image = image.contiguous(memory_format=torch.channels_last)
+    with trainer.account.doing("augment"):
+        image, truth = batch.to(runtime.device)
+        image, truth = augment(image, truth, batch.ids, seed=cfg.train.seed, epoch=epoch, config=cfg.augment)
+        if cfg.train.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
     num_pixels = batch_size * truth.shape[-1] * truth.shape[-2]
-    num_chunks = _num_micro_batches(batch_size, runtime.world_size, cfg.train.micro_batch)
+    num_chunks = num_micro_batches(batch_size, runtime.world_size, cfg.train.micro_batch)
     chunks = list(zip(image.tensor_split(num_chunks), truth.tensor_split(num_chunks), strict=True))
 
     # One forward pass finds the global sums; with micro-batches the gradients then need a second one.
-    total = None if len(chunks) == 1 else all_reduce(_sums_without_gradient(trainer, chunks))
+    total = None if len(chunks) == 1 else trainer.all_reduce(_sums_without_gradient(trainer, chunks))
     state.optimizer.zero_grad(set_to_none=True)
     loss = image.new_zeros(())
     for number, (x, y) in enumerate(chunks):
-        with _synchronise(trainer.network, number == len(chunks) - 1):
+        with trainer.account.doing("compute"), _synchronise(trainer.network, number == len(chunks) - 1):
             sums = _sums(trainer, trainer.network, x, y, number)
-            loss = global_loss(sums, num_pixels, cfg.loss, all_reduce, total)
+            loss = global_loss(sums, num_pixels, cfg.loss, trainer.all_reduce, total)
             # Shares of the gradient add up over ranks; DistributedDataParallel takes their mean.
-            torch.autograd.backward(loss * runtime.world_size)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), cfg.optim.grad_clip or float("inf"))
-    state.optimizer.step()
+            torch.autograd.backward(scaled(state, loss * runtime.world_size))
+    _average_statistics(trainer)
+    with trainer.account.doing("optimizer"):
+        norm = apply_gradient(state, cfg.optim.grad_clip)
+    return loss.detach(), norm
+
+
+def scaled(state: TrainState, loss: Tensor) -> Tensor:
+    """The loss to take the gradient of."""
+    return loss if state.scaler is None else state.scaler.scale(loss)
+
+
+def apply_gradient(state: TrainState, clip: float | None) -> Tensor:
+    """Clip the gradient, step and average the weights; the gradient's norm before clipping, without the loss scale.
+
+    In half precision a gradient that overflowed changes nothing but the loss scale.  Gradients are equal on all
+    ranks, and so is what becomes of them.
+    """
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip or float("inf"))
+    if state.scaler is None:
+        state.optimizer.step()
+    else:
+        skipped = not norm.isfinite()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if skipped:
+            return norm
     if state.ema is not None:
         state.ema.update(state.model)
-    return loss.detach(), norm
+    return norm
 
 
 @torch.no_grad()
@@ -98,7 +133,8 @@ def _sums_without_gradient(trainer: Trainer, chunks: list[tuple[Tensor, Tensor]]
     def network(x_BCHW: Tensor) -> Any:
         return functional_call(trainer.state.model, buffers, (x_BCHW,))
 
-    return torch.stack([_sums(trainer, network, x, y, n) for n, (x, y) in enumerate(chunks)]).sum(dim=0)
+    with trainer.account.doing("compute"):
+        return torch.stack([_sums(trainer, network, x, y, n) for n, (x, y) in enumerate(chunks)]).sum(dim=0)
 
 
 def _sums(
@@ -114,18 +150,24 @@ def _sums(
     return level_sums(outputs, truth_B1HW)
 
 
-def average_buffers(trainer: Trainer) -> None:
-    """Give every rank the mean of all ranks' running statistics, so that all go on, validate and save alike."""
-    if trainer.runtime.world_size == 1:
+@torch.no_grad()
+def _average_statistics(trainer: Trainer) -> None:
+    """Give every rank the mean of all ranks' running statistics.
+
+    Done in each step, so that all ranks hold one state after it, whenever it is saved.  Synchronised normalisation
+    has one state by itself.
+    """
+    world_size = trainer.runtime.world_size
+    norms = [module for module in trainer.state.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    if world_size == 1 or not statistics:
         return
-    weights = [trainer.state.model.state_dict(), *([trainer.state.ema.weights] if trainer.state.ema else [])]
-    for name, buffer in trainer.state.model.named_buffers():
-        if buffer.is_floating_point():
-            for tensors in weights:
-                all_reduce(tensors[name]).div_(trainer.runtime.world_size)
+    means = trainer.all_reduce(torch.cat(statistics)).div_(world_size)
+    for statistic, mean in zip(statistics, torch.split(means, [len(s) for s in statistics]), strict=True):
+        statistic.copy_(mean)
 
 
-def _num_micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
+def num_micro_batches(batch_size: int, world_size: int, micro_batch: int | None) -> int:
     """Into how many micro-batches each rank cuts its part: as many on every rank, since ranks meet in each.
 
     Parts differ by a sample.  Where the smallest has too few samples for so many, a micro-batch has one more.

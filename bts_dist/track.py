@@ -1,13 +1,13 @@
 """Where a run's numbers go: a JSON-lines file always, Weights & Biases when asked for.
 
 Only rank 0 tracks.  Rows carry explicit steps, and a resumed run drops the rows after the checkpoint it resumes
-from, so that its record reads as one run.
+from, so that its record reads as one run.  So does W&B's, which lags by a checkpoint (``wandb_record``).
 """
 
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, Protocol, Self
 from PIL import Image
 
 from bts_dist.config import Config
+from bts_dist.lease import FencedError
+from bts_dist.wandb_record import WandbRecord, open_wandb
 from shards.store import AlreadyExists, LocalStore, MissingObject, ObjectStore
 
 METRICS = "metrics.jsonl"
@@ -60,19 +62,19 @@ class RunTracker:
 
     run: ObjectStore
     workspace: Path
-    wandb_run: Any | None
+    wandb: WandbRecord | None
+    published: Callable[[], int]
+    """Step of the newest checkpoint of this start, 0 before the first: rows up to it can go to W&B."""
 
     def log(self, kind: str, step: int, row: Row) -> None:
-        self._append(kind, step, row)
-        if self.wandb_run is not None:
-            self.wandb_run.log({f"{kind}/{k}" if kind == "step" else k: v for k, v in row.items()}, step=step)
+        at_s = self._append(kind, step, row)
+        if self.wandb is not None:
+            self.wandb.row(kind, step, at_s, row)
+            self.wandb.hand_over(self.published())
 
     def images(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        if self.wandb_run is not None and pictures:
-            import wandb
-
-            drawn = [wandb.Image(image, caption=caption) for caption, image in pictures]
-            self.wandb_run.log({"val/overlays": drawn}, step=step)
+        if self.wandb is not None and pictures:
+            self.wandb.images(step, pictures)
 
     def note(self, step: int, text: str) -> None:
         self._append("note", step, {"text": text})
@@ -81,13 +83,15 @@ class RunTracker:
         if isinstance(self.run, LocalStore):
             return  # the workspace is the run
         self.run.put(METRICS, self.workspace / METRICS)
-        if self.wandb_run is not None:
-            self._upload_wandb(self.wandb_run.id)
+        if self.wandb is not None:
+            self.wandb.upload(self.run)
 
-    def _append(self, kind: str, step: int, row: Mapping[str, Any]) -> None:
-        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **row}
+    def _append(self, kind: str, step: int, row: Mapping[str, Any]) -> float:
+        """Write a row, and give the time that it bears."""
+        now = round(time.time(), 3)
         with (self.workspace / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"kind": kind, "step": step, "time": now, **row}) + "\n")
+        return now
 
     def __enter__(self) -> Self:
         return self
@@ -95,17 +99,12 @@ class RunTracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.wandb_run is not None:
-            self.wandb_run.finish(exit_code=0 if kind is None else 1)
-        self.flush()
-
-    def _upload_wandb(self, wandb_id: str) -> None:
-        """Keep the offline record beside the run; W&B itself can only write to a local folder."""
-        root = self.workspace / "wandb"
-        for path in sorted(root.glob(f"*-{wandb_id}/**/*")):
-            if path.is_file() and not path.is_symlink():
-                # Its bytes as they are now: the log grows while it is open.
-                self.run.put(f"wandb/{path.relative_to(root).as_posix()}", path.read_bytes())
+        if self.wandb is not None:
+            # Also after an error: what no checkpoint covers, a later start does again.
+            self.wandb.hand_over(self.published())
+            self.wandb.finish(exit_code=0 if kind is None else 1)
+        if not isinstance(error, FencedError):  # the record is another attempt's then
+            self.flush()
 
 
 def wandb_id(run: ObjectStore) -> str:
@@ -116,15 +115,35 @@ def wandb_id(run: ObjectStore) -> str:
 
 
 def open_tracker(
-    config: Config, run: ObjectStore, workspace: Path, *, step: int, wandb_id: str
+    config: Config,
+    run: ObjectStore,
+    workspace: Path,
+    *,
+    step: int,
+    wandb_id: str,
+    published: Callable[[], int],
 ) -> RunTracker:
-    """Track a run from position ``step`` on; rows of an earlier attempt after it are dropped."""
-    kept = [row for row in read_metrics(run) if row["step"] <= step] if step else []
+    """Track a run from the checkpoint of ``step`` on, 0 for none; rows of an earlier start after it are dropped.
+
+    ``published`` is asked for the step of the newest checkpoint that this start has published.
+    """
+    kept = [row for row in read_metrics(run) if 0 < step >= row["step"] or row["kind"] == "recovery"]
     text = "".join(json.dumps(row) + "\n" for row in kept)
     # As a store, since that replaces the file in one go.
     LocalStore(str(workspace), workspace).put(METRICS, text.encode())
-    name = run.uri.rsplit("/", 1)[-1]
-    return RunTracker(run, workspace, _open_wandb(config, workspace, wandb_id, name))
+    wandb = open_wandb(config, run, workspace, wandb_id)
+    if wandb is not None:
+        _catch_up(wandb, kept, step)
+    return RunTracker(run, workspace, wandb, published)
+
+
+def _catch_up(wandb: WandbRecord, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Give W&B what earlier starts could not hand over any more of the ``rows`` up to ``step``."""
+    for row in rows:
+        if row["kind"] != "note":
+            values = {name: value for name, value in row.items() if name not in ("kind", "step", "time")}
+            wandb.row(row["kind"], row["step"], row["time"], values)
+    wandb.hand_over(step)
 
 
 def read_metrics(run: ObjectStore, kind: str | None = None) -> list[dict[str, Any]]:
@@ -136,29 +155,3 @@ def read_metrics(run: ObjectStore, kind: str | None = None) -> list[dict[str, An
     # What follows the last newline is nothing, or a row that a kill cut short.
     rows = [json.loads(line) for line in lines[:-1]]
     return [row for row in rows if kind in (None, row["kind"])]
-
-
-def _open_wandb(config: Config, workspace: Path, wandb_id: str, name: str) -> Any | None:
-    if config.track.wandb == "disabled":
-        return None
-    import wandb
-
-    return wandb.init(
-        id=wandb_id,
-        resume="allow",
-        mode=config.track.wandb,
-        project=config.track.project,
-        name=name,
-        job_type="train",
-        config=config.model_dump(mode="json"),
-        dir=workspace,
-        # The record is of the experiment: no command line, console or host of whoever ran it.
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            x_disable_meta=True,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=1,
-            init_timeout=30,
-        ),
-    )

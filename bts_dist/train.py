@@ -7,25 +7,30 @@ import os
 import tempfile
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import get_args
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from bts_dist import checkpoint
+from bts_dist import checkpoint, memory
+from bts_dist.account import gather, open_account, shares, training_seconds
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
 from bts_dist.exact import exact_step
+from bts_dist.flops import Yardstick, yardstick
 from bts_dist.lease import Attempt, begin
 from bts_dist.losses import Losses
 from bts_dist.optim import Ema, make_optimizer, set_lr
+from bts_dist.recovery import beating, interruption, noting_recovery
 from bts_dist.runtime import Runtime, all_reduce
-from bts_dist.saver import Due, Saver
-from bts_dist.step import Trainer, average_buffers, train_step
+from bts_dist.saver import Saver
+from bts_dist.saving import Saving
+from bts_dist.step import Trainer, train_step
 from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
 from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
@@ -45,61 +50,74 @@ def train(
 
     Raises:
         InputError: data, model and world size do not fit together, or the run cannot be resumed like this.
-        FloatingPointError: the loss or its gradient is not finite.
+        FloatingPointError: the loss, its gradient or the state is not finite.
+        OutOfMemoryError: the memory is too small for these settings.
         FencedError: another command, or a later attempt of this one, has taken over.
     """
     notes: list[str] = []
     attempt = _begin(runtime, run, owner)
+    before = interruption(run, attempt) if runtime.rank == 0 else None
     trainer = _prepare(config, runtime, run, attempt, notes)
     progress = trainer.state.progress
+    saver = Saver(attempt, config.train.keep_checkpoints)
+    speed = yardstick(config, runtime, trainer.train.sides)
+    notes.append(speed.note(config, runtime))
     with (
         closing(trainer.train),
         closing(trainer.val),
         closing(_batches(trainer)) as batches,
-        _tracker(trainer, run, workspace) as tracker,
-        Saver(attempt, config.train.keep_checkpoints) as saver,
+        _tracker(trainer, run, workspace, saver) as tracker,
+        saver,  # left before the tracker, which then records what its last checkpoint covers
+        beating(attempt, progress) if runtime.rank == 0 else nullcontext(),
     ):
         for note in [*notes, trainer.train.note, _description(trainer)]:
             tracker.note(progress.step, note)
+        steps = noting_recovery(batches, before, progress, tracker) if before else batches
+        saving = Saving(trainer, saver, tracker)
+        trainer.account.take()
         while not _finished(config, progress):
-            _epoch(trainer, batches, tracker, saver)
+            _epoch(trainer, steps, tracker, saving, speed)
     return progress
 
 
-def _epoch(trainer: Trainer, batches: Iterator[Batch], tracker: Tracker, saver: Saver) -> None:
+def _epoch(
+    trainer: Trainer, batches: Iterator[Batch], tracker: Tracker, saving: Saving, speed: Yardstick
+) -> None:
     """Train what is left of an epoch, validate, save, and tell the world."""
-    progress = trainer.state.progress
+    progress, account = trainer.state.progress, trainer.account
     epoch, lr = progress.epoch, trainer.lr(progress.epoch)
-    before = progress.step
-    started = time.monotonic()
-    loss, waited = _train_epoch(trainer, epoch, batches, tracker, saver)
-    trained = time.monotonic()
-    result = _validate(trainer, tracker)
-    validated = time.monotonic()
     order = trainer.order(epoch)
-    left = order.num_samples - order.bounds(before - epoch * order.num_steps)[0]
-    row = {
-        "epoch": progress.epoch,
-        "train/loss": loss,
-        "lr": lr,
-        **result.metrics,
-        "time/train_s": trained - started,
-        "time/data_wait_s": waited,
-        "time/val_s": validated - trained,
-        "time/checkpoint_s": saver.stalled(),
-        "samples_per_s": left / (trained - started),
-    }
-    tracker.log("epoch", progress.step, row)
-    _save(trainer, tracker, saver)
-    trainer.runtime.report(row)
+    left = order.num_samples - order.bounds(progress.step - epoch * order.num_steps)[0]
+    loss = _train_epoch(trainer, epoch, batches, tracker, saving)
+    with account.doing("validation"):
+        result = _validate(trainer, tracker)
+        by_rank = gather(account.take(), trainer.runtime)
+        seconds, val_seconds = training_seconds(by_rank), max(rank["validation"] for rank in by_rank)
+        row = {
+            "epoch": progress.epoch,
+            "train/loss": loss,
+            "lr": lr,
+            **result.metrics,
+            "time/epoch_s": seconds + val_seconds,
+            "time/train_s": seconds,
+            "time/val_s": val_seconds,
+            "samples_per_s": left / seconds,
+            **shares(by_rank),
+            **speed.figures(left / seconds),
+        }
+        tracker.log("epoch", progress.step, row)
+    with account.doing("checkpoint"):
+        saving.save()
+    with account.doing("exchange"):
+        trainer.runtime.report(row)
 
 
 def _begin(runtime: Runtime, run: ObjectStore, owner: int | None) -> Attempt:
     """This start of the workers: its number is drawn by rank 0 and told to the others."""
     number = torch.zeros(1, dtype=torch.int64, device=runtime.device)
     if runtime.rank == 0:
-        number += begin(run, owner).number
-    return Attempt(run, int(all_reduce(number)))
+        number += begin(run, owner, runtime.world_size).number
+    return Attempt(run, int(all_reduce(number)), owner, runtime.world_size)
 
 
 def check_fit(config: Config, world_size: int) -> PackedData:
@@ -145,7 +163,8 @@ def _prepare(
     ema = Ema(model, config.optim.ema) if config.optim.ema is not None else None
     patients = sorted({*train.reader.index.patient, *val.reader.index.patient})
     progress = Progress(data_id=data.manifest.data_id, patients=patients)
-    state = TrainState(model, make_optimizer(config.optim, model), ema, progress)
+    scaler = GradScaler(runtime.device.type) if config.train.precision == "fp16" else None
+    state = TrainState(model, make_optimizer(config.optim, model), ema, progress, scaler)
     _restore(state, run, notes)
     if state.progress.data_id != data.manifest.data_id:
         raise InputError(
@@ -154,13 +173,15 @@ def _prepare(
         )
     _check_same_start(runtime, state.progress.step)
     network: nn.Module = model
+    account = open_account(runtime.device)
     if runtime.world_size > 1 and not config.train.deterministic:
         ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-        # Running statistics are averaged once an epoch; rank 0's at every step would drop what the others saw.
+        # Each step averages the running statistics; rank 0's alone would drop what the others saw.
         network = DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
         )
-    return Trainer(config, runtime, network, state, train, val, attempt.number)
+        account.watch(network)
+    return Trainer(config, runtime, network, state, train, val, attempt.number, account)
 
 
 def _restore(state: TrainState, run: ObjectStore, notes: list[str]) -> None:
@@ -198,47 +219,43 @@ def _batches(trainer: Trainer) -> Generator[Batch, None, None]:
 
 
 def _train_epoch(
-    trainer: Trainer, epoch: int, batches: Iterator[Batch], tracker: Tracker, saver: Saver
-) -> tuple[float, float]:
-    """Take what is left of an epoch's steps: the mean loss of all of them, and the seconds spent waiting for data.
-
-    Afterwards all ranks hold the same weights.
-    """
+    trainer: Trainer, epoch: int, batches: Iterator[Batch], tracker: Tracker, saving: Saving
+) -> float:
+    """Take what is left of an epoch's steps, and give the mean loss of all of them."""
     cfg, progress, order = trainer.config, trainer.state.progress, trainer.order(epoch)
+    account = trainer.account
     trainer.network.train()
     take_step = exact_step if cfg.train.deterministic else train_step
     losses = Losses(trainer)
-    due = Due(trainer)
-    waited, logged_at, logged_samples = 0.0, time.monotonic(), 0
+    logged_at, logged_samples = time.monotonic(), 0
     for step in range(progress.step - epoch * order.num_steps, order.num_steps):
-        asked = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - asked
+        with account.doing("data"):
+            batch = next(batches)
         lr = trainer.lr(epoch + step / order.num_steps)
         set_lr(trainer.state.optimizer, lr)
         start, stop = order.bounds(step)
-        losses.add(*take_step(trainer, batch, epoch, stop - start))
+        with memory.explained(memory.in_training, cfg, trainer.runtime, stop - start, trainer.train.sides):
+            losses.add(*take_step(trainer, batch, epoch, stop - start))
         progress.step += 1
         logged_samples += stop - start
         if progress.step % cfg.train.log_every == 0:
-            loss, norm = losses.check()
+            row = {**losses.check(), "lr": lr, "epoch": epoch + (step + 1) / order.num_steps}
+            account.settle()
             now = time.monotonic()
-            row = {"loss": loss, "lr": lr, "grad_norm": norm, "epoch": epoch + (step + 1) / order.num_steps}
             tracker.log("step", progress.step, {**row, "samples_per_s": logged_samples / (now - logged_at)})
             logged_at, logged_samples = now, 0
-        if step + 1 < order.num_steps and due():
-            losses.check()
-            progress.loss_sum = losses.total()
-            average_buffers(trainer)
-            _save(trainer, tracker, saver)
-    losses.check()
+        if step + 1 < order.num_steps and saving.due():
+            with account.doing("checkpoint"):
+                losses.check_state()
+                progress.loss_sum = losses.total()
+                saving.save()
+    losses.check_state()
     progress.loss_sum = 0.0
-    return losses.total() / order.num_steps, waited
+    return losses.total() / order.num_steps
 
 
 def _validate(trainer: Trainer, tracker: Tracker) -> Validation:
     """Validate the weights, take the result into the progress and draw the predictions when they are the best."""
-    average_buffers(trainer)
     model, progress = trainer.evaluated_model(), trainer.state.progress
     result = validate(model, trainer.val, trainer.config, trainer.runtime)
     if _record(trainer, result) and trainer.runtime.rank == 0:
@@ -257,14 +274,6 @@ def _record(trainer: Trainer, result: Validation) -> bool:
     if better:
         progress.best = trainer.checkpoint_name
     return better
-
-
-def _save(trainer: Trainer, tracker: Tracker, saver: Saver) -> None:
-    """Begin to save the state at this step, which is the same on all ranks."""
-    if trainer.runtime.rank == 0:
-        # The record goes first: a checkpoint is never ahead of the rows that led to it.
-        tracker.flush()
-        saver.save(trainer.state, trainer.config, trainer.checkpoint_name)
 
 
 def _finished(config: Config, progress: Progress) -> bool:
@@ -287,21 +296,35 @@ def _set_up(config: Config, runtime: Runtime) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // runtime.world_size))
 
 
-def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path) -> Tracker:
+def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path, saver: Saver) -> Tracker:
     if trainer.runtime.rank != 0:
         return NullTracker()
     progress = trainer.state.progress
     if progress.wandb_id is None:
         progress.wandb_id = wandb_id(run)
-    return open_tracker(trainer.config, run, workspace, step=progress.step, wandb_id=progress.wandb_id)
+    return open_tracker(
+        trainer.config,
+        run,
+        workspace,
+        step=progress.step,
+        wandb_id=progress.wandb_id,
+        published=lambda: saver.published,
+    )
 
 
 def _description(trainer: Trainer) -> str:
-    cfg, runtime, progress = trainer.config, trainer.runtime, trainer.state.progress
+    cfg, runtime = trainer.config, trainer.runtime
     index = trainer.train.reader.index
-    start = f"resuming after epoch {progress.epoch}" if progress.epoch else "training"
     return (
-        f"{start}: {count_parameters(trainer.state.model):,} parameters, {len(index)} slices of "
+        f"{_start(trainer)}: {count_parameters(trainer.state.model):,} parameters, {len(index)} slices of "
         f"{len(index.patients())} patients, {runtime.world_size} worker(s) on {runtime.device}, "
         f"global batch {cfg.train.global_batch}"
     )
+
+
+def _start(trainer: Trainer) -> str:
+    progress = trainer.state.progress
+    if progress.step == 0:
+        return "training"
+    steps = progress.step - progress.epoch * trainer.order(progress.epoch).num_steps
+    return f"resuming after epoch {progress.epoch}" + (f" and {steps} steps" if steps else "")

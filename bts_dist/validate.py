@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from bts_dist import metrics
+from bts_dist import memory, metrics
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.predict import predict_patient
@@ -42,7 +42,8 @@ def validate(model: nn.Module, source: SampleSource, config: Config, runtime: Ru
     patients = sorted(index.patients(), key=lambda p: (-len(index.samples_of(p)), p))
     counts = torch.zeros(len(THRESHOLDS), len(index), 3, dtype=torch.int64)
     for patient in patients[runtime.rank :: runtime.world_size]:
-        found = _count(model, source, patient, config, runtime.device)
+        with memory.explained(memory.in_validation, config, runtime, patient, source.sides):
+            found = _count(model, source, patient, config, runtime.device)
         counts[:, index.samples_of(patient)] = torch.from_numpy(found)
     # Each rank's counts are nought where another's are not, so their sum holds them all.
     gathered = all_reduce(counts.to(runtime.device)).cpu().numpy()
@@ -68,7 +69,7 @@ def draw_overlays(
 def _predict(
     model: nn.Module, source: SampleSource, patient: str, config: Config, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    return predict_patient(
+    probability, truth = predict_patient(
         model,
         source,
         patient,
@@ -77,6 +78,10 @@ def _predict(
         precision=config.train.precision,
         mirror=config.score.mirror,
     )
+    if not np.isfinite(probability).all():
+        # NaN is above no threshold: it would pass for a model that sees no tumour.
+        raise FloatingPointError(f"validation: the model's output for {patient} is not finite")
+    return probability, truth
 
 
 def _count(

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bts_dist.account import TRAINING
+from bts_dist.flops import format_flops
 from cluster.pace import Pace
 
 PLAIN_WIDTH = 400
@@ -25,6 +27,9 @@ out = Console(
     highlight=False, soft_wrap=True, quiet=_QUIET, width=None if sys.stdout.isatty() else PLAIN_WIDTH
 )
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+STRAGGLER_SHOWN = 0.05
+"""Share of the time lost to a slow rank from which on it is named."""
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two progress lines where there is no terminal."""
@@ -109,8 +114,7 @@ def next_step(command: str) -> None:
 def follow_training(metrics: Path, title: str, epochs: int) -> Iterator[None]:
     """Show a training run's own record as it grows, wherever its workers are."""
     stop = threading.Event()
-    start = metrics.stat().st_size if metrics.is_file() else 0
-    thread = threading.Thread(target=_follow, args=(metrics, title, epochs, start, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(Growing(metrics), title, epochs, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -119,23 +123,47 @@ def follow_training(metrics: Path, title: str, epochs: int) -> Iterator[None]:
         thread.join()
 
 
-def _follow(metrics: Path, title: str, epochs: int, start: int, stop: threading.Event) -> None:
+def _follow(record: "Growing", title: str, epochs: int, stop: threading.Event) -> None:
     with progress(title) as update:
-        position, ended = start, False
+        ended = False
         while not ended:
             ended = stop.wait(0.5)
-            if not metrics.is_file():
-                continue
-            if metrics.stat().st_size < position:
-                # A resumed run dropped the rows after its checkpoint and writes them anew.
-                position = 0
-            with metrics.open() as file:
-                file.seek(position)
-                text = file.read()
-            whole = text.rfind("\n") + 1
-            position += len(text[:whole].encode())
-            for line in text[:whole].splitlines():
-                _show_row(json.loads(line), epochs, update)
+            for row in record.new_rows():
+                _show_row(row, epochs, update)
+
+
+class Growing:
+    """A run's record, read as it grows beyond what there is now.
+
+    A resumed run drops the rows after its checkpoint and puts a new file in the place of the old one: what of it
+    has been read before is told by its rows' times.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self._position = 0
+        self._newest = 0.0
+        self.new_rows()
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            replaced = inode != self._inode
+            if replaced:
+                self._inode, self._position = inode, 0
+            file.seek(self._position)
+            text = file.read()
+        # What follows the last newline is a row that is being written.
+        whole = text[: text.rfind(b"\n") + 1]
+        self._position += len(whole)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        if replaced:
+            rows = [row for row in rows if row["time"] > self._newest]
+        self._newest = max([self._newest, *(row["time"] for row in rows)])
+        return rows
 
 
 def _show_row(row: dict[str, Any], epochs: int, update: Update) -> None:
@@ -151,3 +179,13 @@ def _show_row(row: dict[str, Any], epochs: int, update: Update) -> None:
                 f"val dice/patient {row['val/dice/patient']:.4f}  dice/slice {row['val/dice/slice']:.4f}  "
                 f"{row['samples_per_s']:.1f} slices/s  lr {row['lr']:.2g}"
             )
+            out.print(f"    [dim]{account_line(row)}[/dim]")
+
+
+def account_line(row: dict[str, Any]) -> str:
+    """An epoch's account in one line: where the time went, and how fast the devices worked."""
+    shares = {activity: f"{activity} {row[f'share/{activity}']:.0%}" for activity in TRAINING}
+    if row["straggler/wait"] >= STRAGGLER_SHOWN:
+        shares["exchange"] += f" ({row['straggler/wait']:.0%} waiting for rank {row['straggler/rank']})"
+    speed = f"{format_flops(row['flops_per_s'])}/s ({row['mfu']:.1%} of peak)"
+    return "  ".join([*shares.values(), speed])

@@ -4,12 +4,16 @@ Checkpoints go to the run's store by our own commit protocol, not through Ray's 
 silently; Ray is handed the metrics, and after a failure the store says where training goes on.
 """
 
+import time
 from dataclasses import dataclass
 
 import ray.train
 import torch
 
 from bts_dist.runtime import Metrics, pick_device
+
+UNKNOWN_DEADLINE_S = 30.0
+"""What is assumed of a notice without a deadline: the shortest that a cloud gives."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,13 @@ class RayRuntime:
         # Tune gets rank 0's metrics; they are the same on every rank.  A barrier over all ranks.
         ray.train.report(dict(metrics))
 
-    def preemption(self) -> bool:
-        return ray.train.get_preemption_info() is not None  # a barrier too
+    def preemption(self) -> float | None:
+        notice = ray.train.get_preemption_info()  # a barrier too
+        if notice is None:
+            return None
+        if notice.deadline_ms is None:
+            return UNKNOWN_DEADLINE_S
+        return max(0.0, float(notice.deadline_ms / 1000 - time.time()))
 
 
 def ray_runtime() -> RayRuntime:

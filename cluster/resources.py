@@ -44,10 +44,10 @@ def check_resources(config: ClusterConfig) -> None:
     """
     total = ray.cluster_resources()
     for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        have, want = total.get(name, 0.0), each * config.workers
+        have, want = total.get(name, 0.0), each * config.fewest
         if want > have:
             raise InputError(
-                f"{config.workers} workers with {each:g} {name} each need {want:g} {name}, the cluster has "
+                f"{config.fewest} workers with {each:g} {name} each need {want:g} {name}, the cluster has "
                 f"{have:g}; lower cluster.workers or cluster.{name.lower()}s_per_worker"
             )
 
@@ -55,9 +55,9 @@ def check_resources(config: ClusterConfig) -> None:
 def max_concurrent(config: ClusterConfig) -> int:
     """How many trainings of this size fit on the cluster side by side."""
     total = ray.cluster_resources()
-    fits = [total.get("CPU", 0.0) / (config.cpus_per_worker * config.workers)]
+    fits = [total.get("CPU", 0.0) / (config.cpus_per_worker * config.fewest)]
     if config.gpus_per_worker > 0:
-        fits.append(total.get("GPU", 0.0) / (config.gpus_per_worker * config.workers))
+        fits.append(total.get("GPU", 0.0) / (config.gpus_per_worker * config.fewest))
     return max(1, int(min(fits)))
 
 
@@ -68,7 +68,7 @@ def _connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
-        cpus = max(os.cpu_count() or 1, math.ceil(config.workers * config.cpus_per_worker))
+        cpus = max(os.cpu_count() or 1, math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")
         ray.init(
@@ -98,7 +98,13 @@ def _environment(dashboard: str | None) -> dict[str, Any]:
     Left to itself it guesses the dashboard's address, and with two clusters on a machine it gives up and the
     workers' CPUs are lost to the job for good.
     """
-    return {"env_vars": {"RAY_API_SERVER_ADDRESS": f"http://{dashboard}"} if dashboard else {}}
+    variables = {
+        # A process group that a lost worker belongs to is not left in good order; waiting for it only costs time.
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    }
+    if dashboard:
+        variables["RAY_API_SERVER_ADDRESS"] = f"http://{dashboard}"
+    return {"env_vars": variables}
 
 
 def _free_port() -> int:

@@ -21,7 +21,7 @@ def run_scoring(
 
     Returns the location of the results and the content of ``score.json``.
     """
-    config, workers = absolute(config), config.cluster.workers
+    config, workers = absolute(config), config.cluster.most
     if "://" not in place.run:
         place = ModelPlace(str(Path(place.run).resolve()), place.name)
     if config.cluster.runtime != "ray":

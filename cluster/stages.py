@@ -1,7 +1,6 @@
 """The stages of the main job, each skipped when its output exists for the same inputs and config."""
 
 import hashlib
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 import torch
 
 from bts_dist import checkpoint
-from bts_dist.compose import config_hash, load_config, with_overrides
+from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
+from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
 from bts_dist.score import ModelPlace, find_model, load_model, read_score
@@ -20,7 +20,9 @@ from cluster import console
 from cluster.pack_job import packed_id, run_pack
 from cluster.score_job import run_scoring
 from cluster.train_job import final_progress, run_training
-from cluster.tune_job import BEST, TRIALS, Search, run_search, values_of
+from cluster.tune_job import BEST, Search, run_search
+from cluster.tune_results import PAGE, read_trials, search_rows, short
+from cluster.tune_table import budget, follow_search
 from shards.config import StoreConfig
 from shards.errors import InputError
 from shards.manifest import Manifest, find_manifest, load_manifest
@@ -82,25 +84,16 @@ def tune(config: Config) -> Config:
     )
     record = stage_record(run, "tune")
     if record is not None and record["key"] == key and _exists(run, BEST):
-        best = best_config(run, config)
+        # Where things lie may have changed since; what was searched has not.
+        best = with_overrides(config, record["values"])
         console.stage("tune", f"up to date: {join_uri(run.uri, BEST)}")
         return best
-    with console.progress("tune") as update:
-        search = run_search(config, update)
-    record_stage(run, "tune", key)
+    with follow_search(config.tune) as watch:
+        search = run_search(config, watch, lambda text: console.out.print(f"  {text}"))
+    record_stage(run, "tune", key, values=dict(search.winner.values))
     _show_search(search, config)
-    console.stage("tune", join_uri(run.uri, BEST))
+    console.stage("tune", f"{join_uri(run.uri, BEST)}, trials.parquet and {Path(PAGE).name}")
     return search.best
-
-
-def best_config(run: ObjectStore, config: Config) -> Config:
-    """The config a finished search wrote."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "best.yaml"
-        path.write_bytes(run.get(BEST))
-        best = load_config([path])
-    # Where things lie may have changed since; what was searched has not.
-    return with_overrides(config, values_of(best, config.tune.space))
 
 
 def train(config: Config) -> None:
@@ -118,12 +111,19 @@ def train(config: Config) -> None:
         return
     progress = final_progress(config)
     best = max(progress.val_dice)
-    record_stage(run, "train", key, best=progress.best, val_dice_patient=best)
+    cost = recoveries(run)
+    record_stage(run, "train", key, best=progress.best, val_dice_patient=best, recoveries=cost)
     console.stage(
         "train",
         f"{run.uri}: {progress.epoch} epochs, best val dice/patient {best:.4f} in {progress.best} "
         f"(threshold {_best_threshold(config, progress.best):.1f})",
     )
+    if cost:
+        down, again = (sum(each[name] for each in cost) for name in ("down_s", "steps_again"))
+        console.stage(
+            "train",
+            f"interrupted {len(cost)} times: {down:.0f} s until training went on again, {again:.0f} steps done twice",
+        )
 
 
 def model_config(model: str) -> Config:
@@ -178,7 +178,9 @@ def report(run_location: str, config: Config, folder: str = "score") -> str:
         for p in _extremes(result["patients"])
     ]
     shown = {k: v for k, v in result.items() if k not in ("pictures", "config")}
-    record = RunRecord(name, result["config"], read_metrics(run, "epoch"), shown, overlays, _trials(run))
+    record = RunRecord(
+        name, result["config"], read_metrics(run, "epoch"), shown, overlays, short(read_trials(run))
+    )
     key = "report.html" if folder == "score" else f"{folder}/report.html"
     with tempfile.TemporaryDirectory() as scratch:
         page = write_report(record, Path(scratch) / "report.html")
@@ -206,19 +208,14 @@ def show_scores(result: dict[str, Any]) -> None:
 
 
 def _show_search(search: Search, config: Config) -> None:
-    columns = list(search.trials[0])
-    rows = [columns]
-    for trial in search.trials:
+    trials = short(search_rows(config.tune, search.trials))
+    rows = [list(trials[0])]
+    for trial in trials:
         rows.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.values()])
     console.show_table(f"Search over {', '.join(config.tune.space)}", rows)
-
-
-def _trials(run: ObjectStore) -> list[dict[str, Any]]:
-    try:
-        trials: list[dict[str, Any]] = json.loads(run.get(TRIALS))
-    except MissingObject:
-        return []
-    return trials
+    # A grid may have fewer points than were asked for.
+    tried = config.tune.model_copy(update={"trials": len(search.trials)})
+    console.out.print(f"  {budget(tried, search.trials)}; trial {search.winner.number} is the best")
 
 
 def _data_id(config: Config) -> str:

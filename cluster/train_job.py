@@ -1,13 +1,17 @@
 """Training as a job: the same ``train()`` in this process, under torchrun, or on Ray Train workers."""
 
+import math
+import os
+import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
@@ -16,9 +20,10 @@ from bts_dist.lease import Note, own
 from bts_dist.run import absolute, check_same_recipe, open_run, run_uri, workspace
 from bts_dist.runtime import local_runtime, torchrun_runtime
 from bts_dist.train import check_fit, train
+from cluster.failures import FailureRecord, cause
+from cluster.fatal import EndAtOnce, fatal_error
 from cluster.ray_runtime import ray_runtime
 from cluster.resources import ray_cluster
-from shards.errors import InputError
 
 
 def run_training(config: Config, note: Note = lambda _: None) -> Progress:
@@ -27,11 +32,13 @@ def run_training(config: Config, note: Note = lambda _: None) -> Progress:
     ``note`` is told what delays or changes the start.
 
     Raises:
-        InputError: data, config and cluster do not fit together; nothing was started.
+        InputError: data, config and cluster do not fit together.
+        FloatingPointError: the training diverged.
+        OutOfMemoryError: the memory is too small for these settings.
         RuntimeError: training failed more often than ``cluster.max_failures`` allows.
     """
     run = open_run(config)
-    workers = config.cluster.workers if config.cluster.runtime == "ray" else 1
+    workers = config.cluster.most if config.cluster.runtime == "ray" else 1
     check_fit(config, workers)
     with tempfile.TemporaryDirectory() as scratch:
         check_same_recipe(run, config, Path(scratch))
@@ -58,27 +65,56 @@ def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallba
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker > 0:
         resources["GPU"] = cluster.gpus_per_worker
+    # Ray hands it on to the controller; left alone, it gives a silent worker ten minutes.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.frozen_s)
+    # Where fewer will do, it is not waited long for a node that may just have been lost.
+    patience_s = 60 if cluster.fewest == cluster.most else 15
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience_s)
     with tempfile.TemporaryDirectory(prefix="bts-ray-") as scratch:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"config": absolute(config).model_dump_json(), "owner": owner},
+            # What waits for another rank may wait for that rank's reading of a slow store.
+            torch_config=TorchConfig(timeout_s=math.ceil(config.store.deadline_s) + 60),
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.gpus_per_worker > 0,
                 resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=cluster.resize_s,
             ),
             run_config=RunConfig(
                 # Ray keeps its own notes of a run by name and would go on with an old one: each attempt is new.
                 name=Path(scratch).name,
                 storage_path=ray_storage(config, scratch),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-                callbacks=list(callbacks),
+                failure_config=FailureConfig(
+                    max_failures=cluster.max_failures,
+                    controller_failure_limit=math.ceil(60 * cluster.wait_minutes / patience_s),
+                ),
+                # The last one may end the training: the others come first.
+                callbacks=[FailureRecord(absolute(config)), *callbacks, EndAtOnce()],
             ),
         )
         try:
-            trainer.fit()
+            with _interruptible():
+                trainer.fit()
         except TrainingFailedError as error:
-            raise _cause(error, config) from error
+            raise fatal_error(error) or _told(error, config) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as elsewhere.
+
+    Ray puts a handler of its own in place, which ends the workers, leaves by ``SystemExit`` and stays for ever.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -109,14 +145,14 @@ def ray_storage(config: Config, scratch: str) -> str:
     return f"{uri}/ray" if "://" in uri else str(Path(uri).resolve() / "ray")
 
 
-def _cause(error: TrainingFailedError, config: Config) -> Exception:
-    """The worker's own error, which is what the user can act on."""
+def _told(error: TrainingFailedError, config: Config) -> Exception:
+    """The workers' own error, which is what the user can act on."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {}) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        if isinstance(cause, InputError):
-            return cause
-        return RuntimeError(f"training failed on rank {rank}: {type(cause).__name__}: {cause}")
+    saved = f"What was saved is in {run_uri(config)}; the same command goes on from there"
+    if not failures:
+        return RuntimeError(f"training failed: {error}. {saved}")
+    limit = config.cluster.max_failures
     return RuntimeError(
-        f"training failed: {error}. What it had saved is in {run_uri(config)}; the same command goes on from there"
+        f"training failed: {cause(failures, config.cluster.frozen_s)}. That is one failure more than "
+        f"cluster.max_failures={limit} allows. {saved}"
     )

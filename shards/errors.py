@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and leaves with exit code 2.
     """
+
+
+class UnreachableError(InputError):
+    """A server does not answer at its address: a wrong address at first, later as likely an outage that passes."""

@@ -74,9 +74,9 @@ class S3Store:
         except PreconditionError as error:
             raise self._replaced(key) from error
 
-    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview | Path, *, if_absent: bool = False) -> None:
         check_key(key)
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
         if not if_absent and size > self._part_bytes:
             self._upload_parts(key, data, size)
             return
@@ -191,7 +191,7 @@ class S3Store:
             f"{self.uri}, then try again"
         )
 
-    def _upload_parts(self, key: str, data: bytes | Path, size: int) -> None:
+    def _upload_parts(self, key: str, data: bytes | memoryview | Path, size: int) -> None:
         """Upload several parts at a time, each with its MD5, and check that all of it arrived."""
         upload = {"UploadId": self._call("create_multipart_upload", key)["UploadId"]}
         length = max(self._part_bytes, -(-size // _MOST_PARTS))
@@ -234,9 +234,9 @@ class S3Store:
         return self._clients[process]
 
 
-def _read(data: bytes | Path, start: int, size: int) -> bytes:
-    if isinstance(data, bytes):
-        return data[start : start + size]
+def _read(data: bytes | memoryview | Path, start: int, size: int) -> bytes:
+    if not isinstance(data, Path):
+        return bytes(data[start : start + size])
     with data.open("rb") as file:
         file.seek(start)
         return file.read(size)

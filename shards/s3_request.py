@@ -26,7 +26,7 @@ from botocore.loaders import create_loader
 from botocore.session import Session
 
 from shards.config import StoreConfig
-from shards.errors import InputError
+from shards.errors import InputError, UnreachableError
 from shards.patience import Patience
 from shards.store import MissingObject, StoreError, join_uri
 
@@ -167,7 +167,9 @@ def _failure(error: BotoCoreError, where: str, endpoint: str) -> Exception:
     """What a request without an answer means to the caller."""
     match error:
         case NoConnectionError():
-            return InputError(f"{where}: cannot reach {endpoint}; is it running, is AWS_ENDPOINT_URL right?")
+            return UnreachableError(
+                f"{where}: cannot reach {endpoint}; is it running, is AWS_ENDPOINT_URL right?"
+            )
         case NoCredentialsError() | PartialCredentialsError() | CredentialRetrievalError():
             return InputError(
                 f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"

@@ -4,13 +4,12 @@ Locations are ``str``, not ``Path``: a ``Path`` turns ``s3://bucket`` into ``s3:
 """
 
 import errno
-import io
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -74,8 +73,8 @@ class ObjectStore(Protocol):
         """The object's bytes, like ``data[start : start + size]``; raises ``MissingObject``."""
         ...
 
-    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
-        """Write an object from bytes or from a local file: readers see all of it or nothing.
+    def put(self, key: str, data: bytes | memoryview | Path, *, if_absent: bool = False) -> None:
+        """Write an object from memory or from a local file: readers see all of it or nothing.
 
         It replaces what was there; with ``if_absent`` it raises ``AlreadyExists`` instead.
         """
@@ -185,10 +184,10 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise MissingObject(key, self.uri) from error
 
-    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview | Path, *, if_absent: bool = False) -> None:
         path = self._path(key)
         temporary = path.with_name(f".bts-{uuid.uuid4().hex}.tmp")
-        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as source:
+        with data.open("rb") if isinstance(data, Path) else nullcontext(data) as source:
             with _explained("create", path.parent):
                 opened = _open_new(temporary)
             with _explained("write to", path.parent):
@@ -265,9 +264,12 @@ def _open_new(path: Path) -> BinaryIO:
     raise FileNotFoundError(errno.ENOENT, "the folder keeps vanishing", str(path.parent))
 
 
-def _write_durably(opened: BinaryIO, source: BinaryIO) -> None:
+def _write_durably(opened: BinaryIO, source: bytes | memoryview | BinaryIO) -> None:
     with opened as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+        if isinstance(source, bytes | memoryview):
+            file.write(source)
+        else:
+            shutil.copyfileobj(source, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
 

@@ -6,6 +6,7 @@ The processes are forked from one that has loaded torch and done nothing else, s
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from bts_dist import validate as validation
 from bts_dist.config import Config
 from bts_dist.lease import own
 from bts_dist.runtime import LocalRuntime
+from bts_dist.wandb_log import read_end
 from shards.store import LocalStore
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -31,6 +33,8 @@ class Point:
 
     where: Literal["step", "validation", "upload", "after upload", "pruning", "report"]
     at: int
+    written: bool = False
+    """Whether it lives on until W&B's process has written a row; what is younger dies with it."""
 
     def __str__(self) -> str:
         return f"{self.where} {self.at}"
@@ -47,9 +51,11 @@ def run_process(config: Config, root: Path, point: Point | None) -> int | None:
 
 def _train(config: str, root: str, point: Point | None) -> None:
     torch.set_num_threads(1)
+    # Set when the tests' own process has used W&B: its service would outlive this process, and the run in it.
+    os.environ.pop("WANDB_SERVICE", None)
     run = LocalStore(root, Path(root))
     if point is not None:
-        _set(point)
+        _set(point, run.root)
     with own(run, lambda _: None) as owner:
         module.train(
             Config.model_validate_json(config),
@@ -60,8 +66,8 @@ def _train(config: str, root: str, point: Point | None) -> None:
         )
 
 
-def _set(point: Point) -> None:
-    die = _Countdown(point.at)
+def _set(point: Point, root: Path) -> None:
+    die = _Countdown(point.at, _row_written(root) if point.written else lambda: True)
     match point.where:
         case "step":
             _after(module, "train_step", die)
@@ -90,13 +96,26 @@ def _set(point: Point) -> None:
             _after(LocalRuntime, "report", die)
 
 
+def _row_written(root: Path) -> Callable[[], bool]:
+    """Whether a W&B log that is begun from now on holds a row."""
+
+    def logs() -> set[Path]:
+        return set(root.glob("wandb/offline-run-*/*.wandb"))
+
+    before = logs()
+    return lambda: any(read_end(log.read_bytes()).step for log in logs() - before)
+
+
 class _Countdown:
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, ready: Callable[[], bool]) -> None:
         self._left = times
+        self._ready = ready
 
     def __call__(self) -> None:
         self._left -= 1
         if self._left == 0:
+            while not self._ready():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

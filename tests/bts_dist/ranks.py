@@ -9,44 +9,65 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from bts_dist import train as train_module
+from bts_dist.account import Seconds, gather
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource
 from bts_dist.exact import exact_step
-from bts_dist.runtime import Runtime, torchrun_runtime
+from bts_dist.runtime import Metrics, Runtime, torchrun_runtime
 from bts_dist.step import Trainer, train_step
 from bts_dist.track import read_metrics
 from bts_dist.unet import make_unet
 from bts_dist.validate import validate
 from shards.errors import InputError
+from shards.order import Ids
 from shards.reader import PackedData
 from shards.store import LocalStore
 
+POISONED = "poisoned"
+"""In a run of this name the last rank's last sample of the third step is not a number."""
+
 Record = dict[str, Any]
+DELAY_S = 0.2
+"""How much longer a slow rank takes for each of the things it is slow in."""
+
 Step = Callable[[Trainer, Batch, int, int], tuple[Tensor, Tensor]]
 
 
 def record_training(
     config: Config, runtime: Runtime, run: LocalStore, stop_before: int | None = None
 ) -> Record:
-    """Train and say what happened: sample ids and loss of each step, the last weights, or the user's error."""
+    """Train and say what happened: sample ids and loss of each step, the last weights, or the error.
+
+    Also how this rank spent its time in each epoch, and what it reported.
+    """
     steps: list[Record] = []
     weights: dict[str, str] = {}
+    accounts: list[Seconds] = []
+    reports: list[Metrics] = []
 
     def recording(step: Step) -> Step:
         def recorded(trainer: Trainer, batch: Batch, epoch: int, batch_size: int) -> tuple[Tensor, Tensor]:
             if trainer.state.progress.step + 1 == stop_before:
                 raise InputError("stopped")
-            loss, norm = step(trainer, batch, epoch, batch_size)
             number = trainer.state.progress.step + 1
-            steps.append({"step": number, "ids": batch.ids.tolist(), "loss": float(loss)})
+            if POISONED in run.root.name and number == 3 and runtime.rank == runtime.world_size - 1:
+                batch.mean_BC[-1] = torch.nan
+            loss, norm = step(trainer, batch, epoch, batch_size)
+            steps.append(
+                {"step": number, "ids": batch.ids.tolist(), "loss": float(loss), "state": now(trainer)}
+            )
+            if trainer.state.scaler is not None:
+                steps[-1]["scale"] = trainer.state.scaler.get_scale()
             return loss, norm
 
         return recorded
@@ -57,18 +78,35 @@ def record_training(
         weights["ema"] = digest(ema.weights) if ema is not None else ""
         return evaluated_model(trainer)
 
+    def gathering(mine: Seconds, runtime: Runtime) -> list[Seconds]:
+        accounts.append(mine)
+        return gather(mine, runtime)
+
     evaluated_model = Trainer.evaluated_model
-    train_module.train_step, train_module.exact_step = recording(train_step), recording(exact_step)
-    Trainer.evaluated_model = seen  # type: ignore[method-assign]
     try:
-        train_module.train(config, runtime, run, run.root)
-    except InputError as error:
+        with (
+            patch.object(train_module, "train_step", recording(train_step)),
+            patch.object(train_module, "exact_step", recording(exact_step)),
+            patch.object(train_module, "gather", gathering),
+            patch.object(Trainer, "evaluated_model", seen),
+            patch.object(type(runtime), "report", lambda _, metrics: reports.append(metrics)),
+        ):
+            train_module.train(config, runtime, run, run.root)
+    except (InputError, FloatingPointError) as error:
         return {"error": str(error), "steps": steps}
     finally:
-        train_module.train_step, train_module.exact_step = train_step, exact_step
-        Trainer.evaluated_model = evaluated_model  # type: ignore[method-assign]
         torch.use_deterministic_algorithms(False)
-    return {"steps": steps, "weights": weights, "rows": read_metrics(run, "epoch")}
+    rows = read_metrics(run, "epoch")
+    return {"steps": steps, "weights": weights, "rows": rows, "accounts": accounts, "reports": reports}
+
+
+def now(trainer: Trainer) -> str:
+    """Digest of the weights and their average as they are after a step."""
+    ema = trainer.state.ema
+    averages = {
+        f"average of {name}": value for name, value in (ema.weights if ema is not None else {}).items()
+    }
+    return digest({**trainer.state.model.state_dict(), **averages})
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -89,11 +127,15 @@ def validate_fresh(config: Config, runtime: Runtime) -> dict[str, float]:
 
 
 def run_ranks(
-    folder: Path, jobs: Mapping[str, Config], world_size: int, stop_before: int | None = None
+    folder: Path,
+    jobs: Mapping[str, Config],
+    world_size: int,
+    stop_before: int | None = None,
+    slow_rank: int | None = None,
 ) -> list[dict[str, Record]]:
     """Train each config on ``world_size`` processes over gloo; by rank, the records of the jobs.
 
-    With ``stop_before`` the ranks stop before that step, as if interrupted.
+    With ``stop_before`` the ranks stop before that step, as if interrupted.  ``slow_rank`` is slowed down.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dumped = {name: json.loads(config.model_dump_json()) for name, config in jobs.items()}
@@ -109,7 +151,7 @@ def run_ranks(
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), *([str(stop_before)] if stop_before else [])],
+            [sys.executable, __file__, str(folder), json.dumps(stop_before), json.dumps(rank == slow_rank)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -122,7 +164,25 @@ def run_ranks(
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
 
 
-def main(folder: Path, stop_before: int | None = None) -> None:
+def slow_down() -> None:
+    """Make this process slow in reading each batch, and once more before each backward pass."""
+    batch, backward = SampleSource.batch, torch.autograd.backward
+
+    def slow_batch(source: SampleSource, ids: Ids) -> Batch:
+        time.sleep(DELAY_S)
+        return batch(source, ids)
+
+    def slow_backward(*arguments: Any, **options: Any) -> None:
+        time.sleep(DELAY_S)
+        backward(*arguments, **options)
+
+    SampleSource.batch = slow_batch  # type: ignore[method-assign]
+    torch.autograd.backward = slow_backward  # type: ignore[assignment]
+
+
+def main(folder: Path, stop_before: int | None, slow: bool) -> None:
+    if slow:
+        slow_down()
     jobs = {k: Config.model_validate(v) for k, v in json.loads((folder / "jobs.json").read_text()).items()}
     results: dict[str, Any] = {}
     with torchrun_runtime() as first:
@@ -136,4 +196,4 @@ def main(folder: Path, stop_before: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), *map(json.loads, sys.argv[2:]))

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.amp import GradScaler
 
 import bts_dist
 from bts_dist import checkpoint
@@ -40,12 +41,11 @@ def state(config: Config = TINY, steps: int = 0, seed: int = 0) -> TrainState:
     return made
 
 
-def publish(run: LocalStore, made: TrainState, folder: Path, step: int, best: int | None = None) -> str:
+def publish(run: LocalStore, made: TrainState, step: int, best: int | None = None) -> str:
     made.progress.step = step
     made.progress.best = checkpoint.checkpoint_name(step if best is None else best, 1)
     name = checkpoint.checkpoint_name(step, 1)
-    checkpoint.save(made, TINY, folder / name)
-    checkpoint.publish(folder / name, run, name)
+    checkpoint.publish(checkpoint.snapshot(made, TINY), run, name)
     return name
 
 
@@ -75,7 +75,7 @@ def test_everything_comes_back_bit_for_bit(run: LocalStore, tmp_path: Path) -> N
     made.progress = Progress(2, 3, [0.1, 1 / 3], "step-00000003-a1", 0.4, "data", ["A", "B"], "w1")
     for group in made.optimizer.param_groups:
         group["lr"] = 0.1 + 0.2
-    publish(run, made, tmp_path / "saved", 3)
+    publish(run, made, 3)
     fetched = checkpoint.fetch_newest(run, tmp_path / "there", pytest.fail)
     assert fetched is not None
     restored = state(seed=9)
@@ -99,6 +99,34 @@ def test_a_restored_optimizer_steps_like_the_original(tmp_path: Path) -> None:
         assert one.ema is not None
         one.ema.update(one.model)
     assert same(made, restored)
+
+
+def test_the_loss_scale_comes_back(tmp_path: Path) -> None:
+    made, restored, without = (replace(state(), scaler=GradScaler("cpu")) for _ in range(3))
+    assert made.scaler is not None
+    assert restored.scaler is not None
+    assert without.scaler is not None
+    made.scaler.load_state_dict({**made.scaler.state_dict(), "scale": 2.0**-3, "_growth_tracker": 1999})
+    checkpoint.save(made, TINY, tmp_path / "with")
+    restored.scaler.scale(torch.ones(()))  # in use, or fresh as when a run begins: both take it
+    for taker in (restored, without):
+        checkpoint.load(taker, tmp_path / "with")
+        assert taker.scaler is not None
+        assert taker.scaler.state_dict() == made.scaler.state_dict()
+
+
+def test_a_checkpoint_without_a_loss_scale_or_skipped_steps_still_loads(tmp_path: Path) -> None:
+    checkpoint.save(state(), TINY, tmp_path)
+    path = tmp_path / "state.json"
+    record = json.loads(path.read_text())
+    assert "scaler" not in record
+    del record["progress"]["skipped_steps"]
+    path.write_text(json.dumps(record))
+    restored = replace(state(), scaler=GradScaler("cpu"))
+    checkpoint.load(restored, tmp_path)
+    assert restored.scaler is not None
+    assert restored.scaler.get_scale() == 2.0**16
+    assert restored.progress == Progress()
 
 
 def cut(path: Path) -> None:
@@ -130,8 +158,8 @@ def test_a_spoilt_checkpoint_is_passed_over_with_a_note(
     run: LocalStore, tmp_path: Path, file: str, spoil: Callable[[Path], object], reason: str
 ) -> None:
     made = state()
-    publish(run, made, tmp_path / "saved", 5)
-    newest = publish(run, made, tmp_path / "saved", 10)
+    publish(run, made, 5)
+    newest = publish(run, made, 10)
     spoil(run.root / "checkpoints" / newest / file)
     notes: list[str] = []
     fetched = checkpoint.fetch_newest(run, tmp_path / "there", notes.append)
@@ -161,22 +189,22 @@ def test_what_names_a_place_elsewhere_is_not_followed(run: LocalStore, tmp_path:
 class LosingStore(LocalStore):
     """Loses the end of what is put under one name and says nothing."""
 
-    def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
-        sent = data if isinstance(data, bytes) else data.read_bytes()
+    def put(self, key: str, data: bytes | memoryview | Path, *, if_absent: bool = False) -> None:
+        sent = data.read_bytes() if isinstance(data, Path) else bytes(data)
         super().put(key, sent[:-3] if key.endswith("optim.safetensors") else sent, if_absent=if_absent)
 
 
 def test_what_did_not_arrive_whole_is_not_published(tmp_path: Path) -> None:
     run = LosingStore(str(tmp_path / "run"), tmp_path / "run")
     with pytest.raises(OSError, match=r"optim\.safetensors did not arrive whole"):
-        publish(run, state(), tmp_path / "saved", 1)
+        publish(run, state(), 1)
     assert checkpoint.fetch_newest(run, tmp_path / "there", lambda _: None) is None
 
 
 def test_the_newest_and_the_best_are_kept(run: LocalStore, tmp_path: Path) -> None:
     made = state()
     for step in (1, 2, 3, 4, 5):
-        name = publish(run, made, tmp_path / "saved", step, best=min(step, 2))
+        name = publish(run, made, step, best=min(step, 2))
         checkpoint.prune(run, name, 2)
     assert checkpoint.names(run) == [checkpoint.checkpoint_name(s, 1) for s in (5, 4, 2)]
     assert {e.key.split("/")[1] for e in run.list("checkpoints/")} == set(checkpoint.names(run))
@@ -187,7 +215,7 @@ def test_the_best_one_is_there_whichever_kept_one_training_resumes_from(
 ) -> None:
     made = state()
     for step, best in ((1, 1), (2, 1), (3, 3)):
-        name = publish(run, made, tmp_path / "saved", step, best)
+        name = publish(run, made, step, best)
         checkpoint.prune(run, name, 2)
     turn_a_bit(run.root / "checkpoints" / "step-00000003-a1" / "model.safetensors")
     fetched = checkpoint.fetch_newest(run, tmp_path / "there", lambda _: None)
@@ -202,11 +230,11 @@ def test_damaged_ones_of_an_abandoned_attempt_take_no_good_one_s_place(
 ) -> None:
     made = state()
     for step in (1, 8, 9):
-        publish(run, made, tmp_path / "saved", step)
+        publish(run, made, step)
     for step in (8, 9):
         turn_a_bit(run.root / "checkpoints" / checkpoint.checkpoint_name(step, 1) / "model.safetensors")
     # Resumed from step 1, training publishes step 2.
-    name = publish(run, made, tmp_path / "saved", 2)
+    name = publish(run, made, 2)
     checkpoint.prune(run, name, 1)
     assert checkpoint.names(run) == [name]
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from bts_dist import config as sections
 from bts_dist.compose import load_config
-from bts_dist.config import Config, TrainConfig
+from bts_dist.config import ClusterConfig, Config, TrainConfig
+from shards.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -52,3 +53,20 @@ def test_the_native_size_and_fitting_sizes_are_taken() -> None:
 def test_the_shipped_configs_load_alone_or_over_a_recipe(path: Path) -> None:
     assert load_config([path]) != Config()
     assert not re.search(r"/(home|root|tmp)/", path.read_text())
+
+
+def test_workers_are_a_number_or_a_range() -> None:
+    fixed, elastic = ClusterConfig(workers=3), load_config([], ["cluster.workers=[2, 5]"]).cluster
+    assert (fixed.fewest, fixed.most) == (3, 3)
+    assert (elastic.fewest, elastic.most) == (2, 5)
+
+
+@pytest.mark.parametrize("workers", ["0", "[0, 2]", "[3, 2]", "[1, 2, 3]", "many"])
+def test_impossible_numbers_of_workers_are_refused(workers: str) -> None:
+    with pytest.raises(InputError, match=r"cluster\.workers"):
+        load_config([], [f"cluster.workers={workers}"])
+
+
+def test_the_global_batch_must_do_for_the_most_workers() -> None:
+    with pytest.raises(InputError, match="for 20 workers"):
+        load_config([], ["cluster.workers=[1, 20]", "train.global_batch=16"])

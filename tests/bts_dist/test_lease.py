@@ -147,7 +147,7 @@ def test_an_earlier_attempt_is_fenced(run: LocalStore) -> None:
 def test_workers_of_a_command_that_was_overtaken_do_not_begin(run: LocalStore) -> None:
     elsewhere(run, ended=True)
     with own(run, pytest.fail) as owner:
-        assert begin(run, owner) == Attempt(run, 1)
+        assert begin(run, owner) == Attempt(run, 1, owner)
         with pytest.raises(FencedError, match=r"another command \(owner 2\) has taken over"):
             begin(run, 1)
         assert begin(run, owner).number == 2
@@ -163,7 +163,7 @@ def test_a_store_that_is_down_for_a_while_costs_nothing(tmp_path: Path) -> None:
     class Failing(LocalStore):
         down = True
 
-        def put(self, key: str, data: bytes | Path, *, if_absent: bool = False) -> None:
+        def put(self, key: str, data: bytes | memoryview | Path, *, if_absent: bool = False) -> None:
             if self.down and not if_absent:
                 raise OSError("down")
             super().put(key, data, if_absent=if_absent)

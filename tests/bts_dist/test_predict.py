@@ -45,10 +45,13 @@ def test_mirroring_averages_with_the_flipped_slice() -> None:
     assert not torch.allclose(mirrored, plain)
 
 
-def test_bf16_gives_float32_probabilities() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_gives_float32_probabilities(precision: str) -> None:
     model = nn.Conv2d(3, 1, 1)
     image = torch.randn(1, 3, 8, 8)
-    exact, coarse = (probabilities(model, image, (8, 8), precision=p, mirror=False) for p in ("fp32", "bf16"))
+    exact, coarse = (
+        probabilities(model, image, (8, 8), precision=p, mirror=False) for p in ("fp32", precision)
+    )
     assert coarse.dtype == torch.float32
     assert not torch.equal(exact, coarse)
     torch.testing.assert_close(exact, coarse, rtol=0, atol=0.02)

@@ -22,8 +22,7 @@ def trained(tmp_path: Path) -> LocalStore:
     store = LocalStore(str(tmp_path / "r"), tmp_path / "r")
     model = UNet(TINY.model)
     state = TrainState(model, make_optimizer(TINY.optim, model), None, Progress(step=1))
-    checkpoint.save(state, TINY, tmp_path / "saved")
-    checkpoint.publish(tmp_path / "saved", store, "step-00000001-a1")
+    checkpoint.publish(checkpoint.snapshot(state, TINY), store, "step-00000001-a1")
     return store
 
 

@@ -1,17 +1,20 @@
 """One optimizer step: micro-batches, dropout, running statistics and the order of samples."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from bts_dist import step as module
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
+from bts_dist.exact import exact_step
 from bts_dist.optim import Ema, make_optimizer
 from bts_dist.runtime import LocalRuntime
 from bts_dist.step import Trainer, train_step
@@ -23,7 +26,8 @@ def make_trainer(config: Config, runtime: LocalRuntime) -> Trainer:
     torch.manual_seed(0)
     model = make_unet(config.model, runtime.device)
     ema = Ema(model, 0.5) if config.optim.ema is not None else None
-    state = TrainState(model, make_optimizer(config.optim, model), ema, Progress())
+    scaler = GradScaler(runtime.device.type) if config.train.precision == "fp16" else None
+    state = TrainState(model, make_optimizer(config.optim, model), ema, Progress(), scaler)
     data = PackedData(config.data.shards)
     train, val = (SampleSource(data.training(split), config.data) for split in ("train", "val"))
     return Trainer(config, runtime, model, state, train, val, attempt=1)
@@ -110,7 +114,7 @@ def test_the_average_is_what_is_evaluated(config: Config, runtime: LocalRuntime)
 def test_every_rank_cuts_its_part_into_as_many_micro_batches(
     batch_size: int, world_size: int, micro_batch: int | None, num: int
 ) -> None:
-    assert module._num_micro_batches(batch_size, world_size, micro_batch) == num
+    assert module.num_micro_batches(batch_size, world_size, micro_batch) == num
     for rank in range(world_size):
         part = (rank + 1) * batch_size // world_size - rank * batch_size // world_size
         assert all(len(chunk) for chunk in torch.zeros(part).tensor_split(num)), "no micro-batch is empty"
@@ -121,3 +125,60 @@ def test_the_order_is_the_configs(config: Config, runtime: LocalRuntime, packed:
     order = trainer.order(3)
     assert (order.seed, order.epoch, order.global_batch, order.window_shards) == (0, 3, 4, 2)
     assert sum(order.shard_sizes) == len(trainer.train.reader.index) == order.num_samples
+
+
+HALF = {"train.precision": "fp16", "optim.grad_clip": 1.0}
+
+
+def copied(trainer: Trainer) -> dict[str, Tensor | int]:
+    """Everything that an optimizer step changes."""
+    state = trainer.state
+    assert state.ema is not None
+    moments = {
+        f"{number} {kind}": value
+        for number, values in state.optimizer.state_dict()["state"].items()
+        for kind, value in values.items()
+    }
+    tensors = {**state.model.state_dict(), **{f"ema {k}": v for k, v in state.ema.weights.items()}, **moments}
+    return {**{k: v.clone() for k, v in tensors.items()}, "updates": state.ema.num_updates}
+
+
+@pytest.mark.parametrize("step", [train_step, exact_step], ids=["usual", "exact"])
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_a_step_whose_gradient_overflows_changes_the_loss_scale_alone(
+    config: Config, runtime: LocalRuntime, step: Any, micro_batch: int | None
+) -> None:
+    trainer = make_trainer(with_overrides(config, {**HALF, "train.micro_batch": micro_batch}), runtime)
+    trainer.network.train()
+    scaler, batch = trainer.state.scaler, trainer.train.batch(np.arange(4))
+    assert scaler is not None
+    _, norm = step(trainer, batch, 0, 4)
+    assert norm.isfinite()
+    before = copied(trainer)
+    weight = trainer.state.model.get_parameter("down.0.layers.0.weight")
+    overflow = weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), torch.inf))
+    loss, norm = step(trainer, batch, 0, 4)
+    assert loss.isfinite()
+    assert not norm.isfinite()
+    after = copied(trainer)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(torch.as_tensor(before[k]), torch.as_tensor(after[k])) for k in before)
+    assert scaler.get_scale() == 2.0**15
+    overflow.remove()
+    _, norm = step(trainer, batch, 0, 4)
+    assert norm.isfinite()
+    changed = copied(trainer)
+    assert changed["updates"] == 2
+    for name in ("heads.0.weight", "ema heads.0.weight", "0 exp_avg"):
+        assert not torch.equal(torch.as_tensor(after[name]), torch.as_tensor(changed[name]))
+
+
+def test_the_loss_scale_does_not_show_in_the_gradient(config: Config, runtime: LocalRuntime) -> None:
+    _, loss, norm = one_step(config, runtime)
+    for settings in ({}, {"train.micro_batch": 2}):
+        _, half_loss, half_norm = one_step(
+            with_overrides(config, {"train.precision": "fp16", **settings}), runtime
+        )
+        assert half_loss == pytest.approx(loss, rel=1e-2)
+        assert half_loss != loss
+        assert half_norm == pytest.approx(norm, rel=2e-2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bts_dist import checkpoint
+from bts_dist import account, checkpoint
 from bts_dist import train as module
 from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
@@ -22,6 +22,7 @@ from bts_dist.schedule import lr_factor
 from bts_dist.step import Trainer, train_step
 from bts_dist.track import read_metrics
 from bts_dist.train import check_fit, train
+from bts_dist.unet import UNet
 from shards.errors import InputError
 from shards.store import LocalStore
 
@@ -40,11 +41,11 @@ def newest(run: LocalStore) -> Path:
 
 def rows(run: LocalStore) -> list[dict[str, Any]]:
     """Metrics rows without what depends on the clock."""
-    timed = ("time", "samples_per_s")
+    timed = ("time", "samples_per_s", "share", "straggler", "flops", "peak", "mfu")
     return [
         {k: v for k, v in row.items() if not k.startswith(timed)}
         for row in read_metrics(run)
-        if row["kind"] != "note"
+        if row["kind"] not in ("note", "recovery")
     ]
 
 
@@ -73,7 +74,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config: Config, t
     assert [row["epoch"] for row in read_metrics(stopped, "epoch")] == [1]
     # Rows of an epoch that was never saved.
     with (stopped.root / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"kind": "step", "step": 9, "loss": 0.0}) + '\n{"kind": "step", "st')
+        file.write(
+            json.dumps({"kind": "step", "step": 9, "time": 0.0, "loss": 0.0}) + '\n{"kind": "step", "st'
+        )
     resumed, _ = run_at(tmp_path / "stopped", config)
     assert "resuming after epoch 1" in read_metrics(resumed, "note")[-1]["text"]
     for name in ("model.safetensors", "ema.safetensors", "optim.safetensors"):
@@ -196,6 +199,84 @@ def test_a_diverging_training_is_noticed(config: Config, tmp_path: Path) -> None
     assert checkpoint.names(LocalStore("", tmp_path)) == []
 
 
+def test_a_weight_beyond_its_range_is_not_saved(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that carried it there had a finite loss and gradient; the next one's would tell, after the save."""
+
+    def spoil(loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            models[-1].heads[0].weight[0, 0] = torch.inf  # type: ignore[union-attr, index]
+        return loss, norm
+
+    models: list[UNet] = []
+    make = module.make_unet
+    monkeypatch.setattr(module, "make_unet", lambda *a, **k: models.append(make(*a, **k)) or models[-1])
+    for at, checkpoint_steps, saved in (
+        (4, 4, []),
+        (8, None, []),
+        (12, 4, ["step-00000008-a1", "step-00000004-a1"]),
+    ):
+        root = tmp_path / str(at)
+        monkeypatch.setattr(module, "train_step", spoilt_step(at, spoil))
+        with pytest.raises(
+            FloatingPointError, match=f"heads.0.weight is not finite after the update at step {at}"
+        ):
+            run_at(root, with_overrides(config, {"train.checkpoint_steps": checkpoint_steps}))
+        assert checkpoint.names(LocalStore("", root)) == saved
+
+
+STEEP = {"train.precision": "fp16", "loss.bce": 1e3, "model.norm": "batch", "train.checkpoint_steps": 3}
+"""Half precision, with a loss whose gradient overflows a few times between steps that go well."""
+
+
+def test_a_run_in_half_precision_goes_on_bit_for_bit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steep = with_overrides(config, STEEP)
+    whole, _ = run_at(tmp_path / "whole", steep)
+
+    def stop(*_: Tensor) -> tuple[Tensor, Tensor]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_step", spoilt_step(5, stop))
+    with pytest.raises(KeyboardInterrupt):
+        run_at(tmp_path / "stopped", steep)
+    monkeypatch.undo()
+    stopped = LocalStore("", tmp_path / "stopped")
+    record = json.loads((newest(stopped) / "state.json").read_text())
+    assert record["progress"]["step"] == 3
+    assert record["scaler"]["scale"] < 2.0**16, "it restores what a new one would have"
+    resumed, _ = run_at(tmp_path / "stopped", steep)
+    for name in ("model.safetensors", "ema.safetensors", "optim.safetensors"):
+        assert (newest(whole) / name).read_bytes() == (newest(resumed) / name).read_bytes(), name
+    assert rows(whole) == rows(resumed)
+    states = [json.loads((newest(run) / "state.json").read_text()) for run in (whole, resumed)]
+    assert states[0]["scaler"] == states[1]["scaler"]
+    assert states[0]["progress"]["skipped_steps"] == states[1]["progress"]["skipped_steps"] > 3
+
+
+def test_in_half_precision_rows_tell_the_scale_and_the_schedule_goes_on(
+    config: Config, tmp_path: Path
+) -> None:
+    run, progress = run_at(tmp_path / "half", with_overrides(config, STEEP))
+    steps = read_metrics(run, "step")
+    assert [row["step"] for row in steps] == list(range(1, 17))
+    skipped = 0
+    for before, row in zip([{"loss_scale": 2.0**16}, *steps], steps, strict=False):
+        overflowed = row["loss_scale"] < before["loss_scale"]
+        skipped += overflowed
+        assert row["skipped_steps"] == skipped
+        assert ("grad_norm" in row) is not overflowed
+    assert 0 < skipped < 16
+    assert progress.skipped_steps == skipped
+    exact, _ = run_at(tmp_path / "exact", with_overrides(config, {**STEEP, "train.precision": "fp32"}))
+    others = read_metrics(exact, "step")
+    assert [row["lr"] for row in steps] == [row["lr"] for row in others]
+    assert len({row["lr"] for row in steps}) == 16
+    assert all({"loss_scale", "skipped_steps"}.isdisjoint(row) and "grad_norm" in row for row in others)
+
+
 def test_the_logged_rate_is_the_one_that_was_used(config: Config, tmp_path: Path) -> None:
     plateau = with_overrides(
         config,
@@ -220,6 +301,7 @@ def test_speed_counts_the_samples_since_the_last_row(
 
     monkeypatch.setattr(module, "train_step", step)
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(account, "time", clock)
     # Every 3 steps of epochs of 8: rows fall differently in each epoch.
     run, _ = run_at(tmp_path, with_overrides(config, {"train.log_every": 3, "train.epochs": 3}))
     rates = [row["samples_per_s"] for row in read_metrics(run) if row["kind"] != "note"]
@@ -235,6 +317,8 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    perf_counter = monotonic
 
 
 def test_too_few_samples_for_the_workers_are_refused(config: Config) -> None:
@@ -262,7 +346,7 @@ def test_another_data_set_is_refused(config: Config, tmp_path: Path, monkeypatch
     record["progress"]["data_id"] = "elsewhere"
     state.write_text(json.dumps(record))
     files = state.with_name("files.json")
-    hashes = json.loads(files.read_text()) | {"state.json": checkpoint._sha256(state)}
+    hashes = json.loads(files.read_text()) | {"state.json": checkpoint._sha256(state.read_bytes())}
     files.write_text(json.dumps(hashes))
     with pytest.raises(InputError, match="trained on data set elsewhere"):
         run_at(tmp_path, config)
@@ -280,6 +364,7 @@ def test_only_the_first_rank_writes(config: Config, tmp_path: Path, monkeypatch:
     run = LocalStore("", tmp_path / "run")
     second = LocalRuntime(1, 2, 1, torch.device("cpu"))
     monkeypatch.setattr(module, "_check_same_start", lambda *_: None)
+    monkeypatch.setattr(module, "gather", lambda mine, _: [mine])
     progress = train(with_overrides(config, {"train.epochs": 1}), second, run, run.root)
     assert progress.epoch == 1
     assert run.list() == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import Record, record_training, run_ranks, validate_fresh
+from ranks import POISONED, Record, record_training, run_ranks, validate_fresh
 
 from bts_dist import checkpoint
 from bts_dist.compose import with_overrides
@@ -19,6 +19,10 @@ from shards.reader import PackedData
 from shards.store import LocalStore
 
 NUM_STEPS = 20
+HALF = {"train.precision": "fp16", "train.epochs": 2}
+STEEP = {**HALF, "loss.bce": 1e3}
+"""A loss whose gradient overflows until the scale has been halved a few times, between steps that go well."""
+BATCH_NORM = {"model.norm": "batch", "optim.ema": 0.5, "train.epochs": 2}
 LEARNS = {"model.features": 8, "model.depth": 3, "optim.lr": 3e-2, "train.epochs": 6}
 
 
@@ -37,7 +41,32 @@ def jobs(config: Config) -> dict[str, Config]:
         "batch_norm": with_overrides(
             exact, {**LEARNS, "model.norm": "batch", "optim.ema": 0.5, "run.name": "batch_norm"}
         ),
+        # With 24 steps: none of them saves at a step where another does, but at the end.
+        **{
+            f"saves_{every}": with_overrides(
+                exact,
+                {
+                    "model.norm": "batch",
+                    "optim.ema": 0.5,
+                    "train.checkpoint_steps": every,
+                    "run.name": f"saves_{every}",
+                },
+            )
+            for every in (None, 2, 3)
+        },
         "apart": with_overrides(exact, {"run.name": "apart-{rank}"}),
+        "half": with_overrides(exact, {**HALF, "run.name": "half"}),
+        "steep": with_overrides(exact, {**STEEP, "run.name": "steep"}),
+        "steep_micro": with_overrides(exact, {**STEEP, "train.micro_batch": 1, "run.name": "steep_micro"}),
+        "steep_exact": with_overrides(
+            exact, {**STEEP, "train.deterministic": True, "run.name": "steep_exact"}
+        ),
+        **{
+            name: with_overrides(
+                exact, {"train.checkpoint_steps": 1, "train.deterministic": deterministic, "run.name": name}
+            )
+            for name, deterministic in ((POISONED, False), (f"{POISONED}_exact", True))
+        },
     }
 
 
@@ -128,3 +157,59 @@ def test_ranks_that_find_different_checkpoints_all_refuse(two: list[dict[str, Re
     for rank in two:
         assert "different steps, by rank [0, 8]" in rank["apart"]["error"]
         assert "run.dir" in rank["apart"]["error"]
+
+
+def test_one_and_two_workers_agree_in_half_precision(
+    config: Config, two: list[dict[str, Record]], tmp_path: Path
+) -> None:
+    alone = record_training(jobs(config)["half"], local(tmp_path), LocalStore("", tmp_path))
+    for rank in two:
+        for mine, theirs in zip(alone["steps"], rank["half"]["steps"], strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+            assert mine["scale"] == theirs["scale"] == 2.0**16
+
+
+@pytest.mark.parametrize("job", ["steep", "steep_micro", "steep_exact"])
+def test_all_ranks_skip_the_same_steps(two: list[dict[str, Record]], job: str) -> None:
+    scales = [[step["scale"] for step in rank[job]["steps"]] for rank in two]
+    assert len(set(scales[0])) > 3, "hardly anything overflows: agreement would mean little"
+    assert scales[0][-1] == scales[0][-4] > 1, "no scale is small enough"
+    assert scales[0] == scales[1]
+    assert two[0][job]["weights"] == two[1][job]["weights"]
+
+
+def test_a_deterministic_run_has_the_same_bits_in_half_precision(
+    config: Config, two: list[dict[str, Record]], tmp_path: Path
+) -> None:
+    alone = record_training(jobs(config)["steep_exact"], local(tmp_path), LocalStore("", tmp_path))
+    theirs = two[0]["steep_exact"]
+    assert [s["scale"] for s in alone["steps"]] == [s["scale"] for s in theirs["steps"]]
+    assert alone["weights"] == theirs["weights"]
+
+
+@pytest.mark.parametrize("job", [POISONED, f"{POISONED}_exact"])
+def test_what_is_not_finite_on_one_rank_stops_all_and_is_not_saved(
+    two: list[dict[str, Record]], folder: Path, job: str, packed: Path
+) -> None:
+    spoilt = two[-1][job]["steps"][2]["ids"][-1]
+    assert two[0][job]["error"] == two[1][job]["error"]
+    assert "the loss is nan at step 3 (samples HOME" in two[0][job]["error"]
+    assert PackedData(str(packed)).training("train").index.key[spoilt] in two[0][job]["error"]
+    assert checkpoint.step_of(checkpoint.names(LocalStore("", folder / "two" / job))[0]) == 2
+
+
+def test_with_batch_norm_it_does_not_matter_when_checkpoints_are_saved(two: list[dict[str, Record]]) -> None:
+    never, *others = (two[1][f"saves_{every}"] for every in (None, 2, 3))
+    for other in others:
+        assert other["weights"] == never["weights"]
+        assert [step["loss"] for step in other["steps"]] == [step["loss"] for step in never["steps"]]
+
+
+def test_with_batch_norm_a_state_saved_within_an_epoch_is_that_of_all_ranks(
+    two: list[dict[str, Record]],
+) -> None:
+    """Rank 0 saves; had rank 1 saved instead, it would have saved the same."""
+    for job in (f"saves_{every}" for every in (None, 2, 3)):
+        states = [[step["state"] for step in rank[job]["steps"]] for rank in two]
+        assert len(set(states[0])) == len(states[0])
+        assert states[0] == states[1]

@@ -91,3 +91,11 @@ def test_the_slice_with_the_most_tumour_is_drawn(config: Config, wanted: int, dr
         number = index.slice_number[ids[index.tumour_pixels[ids].argmax()]]
         assert caption == f"{patient} slice {number}"
         assert min(picture.size) >= 32
+
+
+def test_an_output_that_is_not_finite_is_no_prediction_of_nothing(
+    config: Config, runtime: LocalRuntime
+) -> None:
+    source = val(config)
+    with pytest.raises(FloatingPointError, match=f"{source.reader.index.patients()[0][:4]}.* is not finite"):
+        validate(Oracle(source, float("nan")), source, config, runtime)

@@ -86,6 +86,14 @@ def test_a_deterministic_run_has_the_same_bits(
         assert rank["exact"]["weights"] == steady["exact"]["weights"]
 
 
+def test_a_second_forward_pass_in_place_of_kept_activations_has_the_same_bits(
+    steady: dict[str, Record], config: Config, tmp_path: Path
+) -> None:
+    small = alone(tmp_path, with_overrides(jobs(config)["exact"], {"train.micro_batch": 1}))
+    assert [step["loss"] for step in small["steps"]] == [step["loss"] for step in steady["exact"]["steps"]]
+    assert small["weights"] == steady["exact"]["weights"]
+
+
 def test_a_usual_run_does_not(steady: dict[str, Record], changing: list[list[dict[str, Record]]]) -> None:
     """Else the test of the deterministic one would show nothing."""
     assert changing[-1][0]["usual"]["weights"] != steady["usual"]["weights"]

@@ -1,11 +1,6 @@
 """Packing, training, searching and scoring on a real Ray cluster give what they give without one."""
 
-import contextlib
 import hashlib
-import json
-import os
-import signal
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +16,9 @@ from bts_dist.track import read_metrics
 from cluster.pack_job import run_pack
 from cluster.score_job import run_scoring
 from cluster.train_job import run_training
-from cluster.tune_job import BEST, METRIC, TRIALS, run_search
+from cluster.tune_job import BEST, run_search
+from cluster.tune_ledger import METRIC, Trial
+from cluster.tune_results import PAGE, read_trials
 from shards.errors import InputError
 from shards.verify import verify_source
 
@@ -55,49 +52,56 @@ def test_two_workers_train_like_one(config: Config, tmp_path: Path) -> None:
     assert "2 worker(s)" in note
 
 
-def test_a_killed_worker_costs_an_epoch_at_most(config: Config) -> None:
-    long = with_overrides(config, {"train.epochs": 6})
-    killed: list[int] = []
-
-    def kill_when_training() -> None:
-        run = open_run(long)
-        while not checkpoint.names(run):
-            time.sleep(0.05)
-        worker = _train_workers()[0]
-        os.kill(worker, signal.SIGKILL)
-        killed.append(worker)
-
-    thread = threading.Thread(target=kill_when_training)
-    thread.start()
-    progress = run_training(long)
-    thread.join()
-    assert killed
-    assert progress.epoch == 6
-    rows = read_metrics(open_run(long), "epoch")
-    assert [r["epoch"] for r in rows] == [1, 2, 3, 4, 5, 6]
-    notes = [r["text"] for r in read_metrics(open_run(long), "note")]
-    assert any("resuming after epoch" in text for text in notes)
-
-
 def test_a_search_leaves_a_config_that_trains_and_a_free_cluster(config: Config) -> None:
+    hopeless = {"optim.lr": 1e-9}
+    events: list[str] = []
+    most = 0
+
+    def watch(trials: list[Trial], event: str) -> None:
+        nonlocal most
+        events.append(event)
+        most = max(most, sum(not trial.ended for trial in trials))
+
     search = run_search(
         with_overrides(
             config,
             {
-                "tune.trials": 3,
-                "tune.epochs": 2,
-                "tune.space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+                "cluster.workers": 1,
+                "tune.trials": 5,
+                "tune.epochs": 4,
+                "tune.space": {"optim.lr": {"loguniform": [1e-9, 1e-2]}},
+                # They score alike, so at the latest the last of them is behind at the first rung.
+                "tune.points": [hopeless] * 3,
             },
-        )
+        ),
+        watch,
     )
     run = open_run(config)
-    trials = json.loads(run.get(TRIALS))
-    assert [t["trial"] for t in trials] == [0, 1, 2]
-    assert trials[0]["optim.lr"] == config.optim.lr
+    trials = read_trials(run)
+    assert [t["trial"] for t in trials] == [0, 1, 2, 3, 4]
+    assert [t["optim.lr"] for t in trials[:4]] == [config.optim.lr, 1e-9, 1e-9, 1e-9]
+    assert trials[0]["status"] == "finished"
+    assert trials[3]["status"] == "stopped"
+    assert trials[3]["epochs"] < 4
+    assert "trial 3 is stopped after epoch" in "\n".join(events)
+    # Two workers of the cluster, one a trial.
+    assert most == 2
     best = max(trials, key=lambda t: t[METRIC])
     assert search.best.optim.lr == best["optim.lr"]
     written = Path(config.run.dir) / "test" / BEST
     assert load_config([written]) == search.best
+    assert (Path(config.run.dir) / "test" / PAGE).is_file()
+    _wait_until_free()
+
+
+def test_a_search_with_a_trial_that_cannot_train_goes_on(config: Config) -> None:
+    # Only the data tell that their slices of 32 pixels do not divide by 64.
+    native = {"data.image_size": None, "tune.trials": 2, "tune.epochs": 1, "cluster.workers": 1}
+    space = {"tune.space": {"model.depth": {"choice": [7]}}}
+    search = run_search(with_overrides(config, {**native, **space}))
+    assert [trial.status for trial in search.trials] == ["finished", "failed"]
+    assert "do not divide by 64" in str(search.trials[1].error)
+    assert search.best.model.depth == 3
     _wait_until_free()
 
 
@@ -119,29 +123,6 @@ def test_fewer_samples_than_workers_is_refused_before_any_worker_starts(config: 
 
 def _at(config: Config, folder: Path) -> Config:
     return with_overrides(config, {"run.dir": str(folder)})
-
-
-def _train_workers() -> list[int]:
-    """Pids of the Train workers of this test's own cluster, never of another on the machine."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _descends_from_here(int(entry.name)):
-            with contextlib.suppress(OSError):
-                if b"RayTrainWorker" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    assert found, "no train worker is running"
-    return found
-
-
-def _descends_from_here(pid: int) -> bool:
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-    return False
 
 
 def _wait_until_free(timeout_s: float = 60) -> None:

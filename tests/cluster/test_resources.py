@@ -43,3 +43,11 @@ def test_every_process_knows_the_dashboard_that_frees_stopped_trials() -> None:
 
     (found,) = ray_map()(lambda _: address(), [None])
     assert found == f"http://{ray._private.worker.get_dashboard_url()}"
+
+
+def test_room_for_the_fewest_workers_is_enough() -> None:
+    have = int(ray.cluster_resources()["CPU"])
+    check_resources(ClusterConfig(workers=(1, have + 5)))
+    with pytest.raises(InputError, match=rf"^{have + 1} workers"):
+        check_resources(ClusterConfig(workers=(have + 1, have + 5)))
+    assert max_concurrent(ClusterConfig(workers=(1, have))) == have

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interrupts import heed_interrupts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -95,7 +96,12 @@ def test_ctrl_c_ends_with_130_and_the_command_goes_on(finished: tuple[Path, str]
     local = ["--set", "cluster.runtime=local", "--set", "track.wandb=disabled"]
     command = [str(Path(sys.executable).with_name("bts")), "train", *options, *local]
     process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     checkpoints = folder / "runs" / "stopped" / "checkpoints"
     end = time.monotonic() + 120

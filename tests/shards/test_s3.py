@@ -72,12 +72,12 @@ def test_a_web_page_is_no_listing(store: S3Store, s3_proxy: FaultProxy) -> None:
         store.list()
 
 
-@pytest.mark.parametrize("kind", [Path, bytes])
+@pytest.mark.parametrize("kind", [Path, bytes, memoryview])
 def test_what_is_large_goes_in_parts(
     store: S3Store, s3_proxy: FaultProxy, volume: Path, client: Any, kind: type
 ) -> None:
     data = volume.read_bytes()
-    store.put("volume", volume if kind is Path else data)
+    store.put("volume", volume if kind is Path else kind(data))
     assert [request.method for request in s3_proxy.requests] == ["POST", "PUT", "PUT", "PUT", "POST", "HEAD"]
     assert all(request.headers["Content-MD5"] for request in s3_proxy.requests if request.method == "PUT")
     assert store.list() == [Entry("volume", 12 * MIB)]

@@ -61,8 +61,9 @@ def test_bytes_and_files_come_back(store: ObjectStore, tmp_path: Path) -> None:
     file.write_bytes(bytes(range(256)) * 40)
     store.put("a/bytes", b"tumour")
     store.put("a/file", file)
+    store.put("a/memory", memoryview(bytearray(b"a tumour"))[2:])
     store.put("empty", b"")
-    assert store.get("a/bytes") == b"tumour"
+    assert store.get("a/bytes") == store.get("a/memory") == b"tumour"
     assert store.get("a/file") == file.read_bytes()
     assert store.get("empty") == b""
 

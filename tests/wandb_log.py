@@ -25,9 +25,16 @@ class OfflineRun:
     id: str = ""
     project: str = ""
     name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    host: str | None = None
+    started: float = 0.0
+    """In seconds of Unix time; ``wandb sync`` takes the logs of a run in this order."""
     exit_code: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 def read(path: Path) -> OfflineRun:
@@ -38,14 +45,25 @@ def read(path: Path) -> OfflineRun:
         match record.WhichOneof("record_type"):
             case "run":
                 run.id, run.project, run.name = record.run.run_id, record.run.project, record.run.display_name
+                run.group, run.job_type = record.run.run_group, record.run.job_type
+                run.tags, run.host = list(record.run.tags), record.run.host
+                run.started = record.run.start_time.ToNanoseconds() / 1e9
                 run.config |= {_key(u): json.loads(u.value_json) for u in record.run.config.update}
             case "config":
                 run.config |= {_key(u): json.loads(u.value_json) for u in record.config.update}
             case "history":
                 run.history.append({_key(i): json.loads(i.value_json) for i in record.history.item})
+            case "summary":
+                run.summary |= {_key(u): json.loads(u.value_json) for u in record.summary.update}
             case "exit":
                 run.exit_code = record.exit.exit_code
     return run
+
+
+def read_all(root: Path, wandb_id: str) -> list[OfflineRun]:
+    """All logs of a W&B run below ``root``, in the order in which they were begun."""
+    logs = [read(path) for path in root.glob(f"wandb/*/run-{wandb_id}.wandb") if not path.parent.is_symlink()]
+    return sorted(logs, key=lambda log: log.started)
 
 
 def _key(item: Any) -> str:

@@ -1,0 +1,76 @@
+"""When a training saves: after each epoch, every so many steps or minutes, and in time before a node is taken away."""
+
+import math
+import time
+
+import torch
+
+from bts_dist.recovery import record_failure
+from bts_dist.saver import Saver
+from bts_dist.step import Trainer
+from bts_dist.track import Tracker
+
+LOOK_S = 2.0
+"""Seconds between two looks at the clock and for notices."""
+
+
+class Saving:
+    """The checkpoints of one attempt; every rank has one, and all say and do the same at each step.
+
+    Clocks and notices differ from rank to rank, so every ``LOOK_S`` or so the ranks look at them together.  When a
+    node will be taken away, a checkpoint is due at once, and another one just in time.
+    """
+
+    def __init__(self, trainer: Trainer, saver: Saver, tracker: Tracker) -> None:
+        self._trainer, self._saver, self._tracker = trainer, saver, tracker
+        self._saved_at = self._looked_at = time.monotonic()
+        self._looked_step = trainer.state.progress.step
+        self._next_look = self._looked_step + 1
+        self._warned = self._hurried = False
+
+    def save(self) -> None:
+        """Begin to save the state at this step, which is the same on all ranks."""
+        self._saved_at = self._looked_at = time.monotonic()
+        self._looked_step = self._trainer.state.progress.step
+        self._next_look = max(self._next_look, self._looked_step + 1)
+        if self._trainer.runtime.rank > 0:
+            return
+        self._saver.attempt.check()  # before the record: an attempt that was overtaken writes to nothing any more
+        # The record goes first: a checkpoint is never ahead of the rows that led to it.
+        self._tracker.flush()
+        self._saver.save(self._trainer.state, self._trainer.config, self._trainer.checkpoint_name)
+
+    def due(self) -> bool:
+        """Whether to save within the epoch, after the step just done."""
+        cfg, step = self._trainer.config.train, self._trainer.state.progress.step
+        due = cfg.checkpoint_steps is not None and step % cfg.checkpoint_steps == 0
+        return (step >= self._next_look and self._look(step)) or due
+
+    def _look(self, step: int) -> bool:
+        runtime, now = self._trainer.runtime, time.monotonic()
+        minutes = self._trainer.config.train.checkpoint_minutes
+        late = minutes is not None and now - self._saved_at >= 60 * minutes
+        pace = (now - self._looked_at) / (step - self._looked_step)
+        left = runtime.preemption()
+        mine = [float(late), pace, self._saver.took_s, math.inf if left is None else left]
+        said = torch.tensor(mine, dtype=torch.float64, device=runtime.device)
+        lates, paces, took, lefts = (self._trainer.all_reduce(said) / runtime.world_size).tolist()
+        self._looked_at, self._looked_step = now, step
+        self._next_look = step + max(1, int(LOOK_S / max(paces, 1e-6)))
+        # Only rank 0 saves, so its seconds come back divided by the number of ranks.
+        return lates > 0 or self._preempted(lefts, paces, took * runtime.world_size)
+
+    def _preempted(self, left: float, pace: float, took: float) -> bool:
+        """Once when a notice comes, and once more when a save would just end before the node goes."""
+        warned, self._warned = self._warned, math.isfinite(left)
+        if not self._warned:
+            self._hurried = False
+            return False
+        if not warned and self._trainer.runtime.rank == 0:
+            self._tracker.note(
+                self._trainer.state.progress.step, f"a worker's node is taken away in {left:.0f} s: saving"
+            )
+            record_failure(self._saver.attempt, "a worker's node was taken away with notice")
+        hurry = left < 2 * max(LOOK_S, pace) + 1.5 * took
+        hurried, self._hurried = self._hurried, hurry
+        return not warned or (hurry and not hurried)
