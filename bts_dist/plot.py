@@ -102,7 +102,7 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, *, mark: float | 
     first, last = min(points)[0], max(max(points)[0], min(points)[0] + 1)
     x = Scale(first, last, _LEFT, _LINES_WIDTH - _RIGHT, step=max(1.0, _round_step((last - first) / 4)))
     y = fit((y for _, y in points), _LINES_HEIGHT - _BOTTOM, _TOP)
-    parts = [_axes(x, y, x_label)]
+    parts = [axes(x, y, x_label)]
     if mark is not None:
         parts.append(f'<path class="mark" d="M{x(mark):.1f} {y.end:g}V{y.start:g}"/>')
     for index, line in enumerate(lines):
@@ -111,7 +111,7 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, *, mark: float | 
         if len(line.points) == 1:
             parts.append(f'<path class="line line-{index} point" d="M{path}h0"/>')
     parts += [_legend([line.label for line in lines]), _hover_bands(lines, x, y, x_label)]
-    return _svg(name, _LINES_WIDTH, _LINES_HEIGHT, parts)
+    return svg(name, _LINES_WIDTH, _LINES_HEIGHT, parts)
 
 
 def dot_plot(name: str, dots: Sequence[Dot], x_label: str, y_label: str, *, log_x: bool = False) -> str:
@@ -126,7 +126,7 @@ def dot_plot(name: str, dots: Sequence[Dot], x_label: str, y_label: str, *, log_
     y = fit((dot.y for dot in dots), _HEIGHT - _BOTTOM, _TOP)
     caption = f'<text class="caption" x="{_LEFT}" y="14">{escape(y_label)}</text>'
     circles = [_circle(x(dot.x), y(dot.y), dot) for dot in dots]
-    return _svg(name, _WIDTH, _HEIGHT, [_axes(x, y, x_label), caption, *circles])
+    return svg(name, _WIDTH, _HEIGHT, [axes(x, y, x_label), caption, *circles])
 
 
 def strip_plot(name: str, groups: Sequence[tuple[str, Sequence[tuple[float, str]]]], x_label: str) -> str:
@@ -155,7 +155,7 @@ def strip_plot(name: str, groups: Sequence[tuple[str, Sequence[tuple[float, str]
             place = x(median([value for value, _ in ordered]))
             parts.append(f'<path class="median" d="M{place:.1f} {top + 4:.1f}V{top + row - 4:.1f}"/>')
         top += row
-    return _svg(name, _WIDTH, top + _BOTTOM, [_x_axis(x, 8, top, x_label), *parts])
+    return svg(name, _WIDTH, top + _BOTTOM, [x_axis(x, 8, top, x_label), *parts])
 
 
 def interval_bar(
@@ -173,23 +173,25 @@ def interval_bar(
     )
 
 
-def _axes(x: Scale, y: Scale, x_label: str) -> str:
+def axes(x: Scale, y: Scale, x_label: str) -> str:
     """The x axis, and a horizontal grid line with its label at each tick of y."""
     rules = "".join(
         f'<path class="grid" d="M{x.start:g} {y(tick):.1f}H{x.end:g}"/>'
-        f'<text class="tick y" x="{x.start - 8:g}" y="{y(tick) + 4:.1f}">{_label(tick)}</text>'
+        f'<text class="tick y" x="{x.start - 8:g}" y="{y(tick) + 4:.1f}">{tick_label(tick)}</text>'
         for tick in y.ticks()
     )
-    return rules + _x_axis(x, None, y.start, x_label)
+    return rules + x_axis(x, None, y.start, x_label)
 
 
-def _x_axis(x: Scale, grid_top: float | None, bottom: float, label: str) -> str:
+def x_axis(x: Scale, grid_top: float | None, bottom: float, label: str) -> str:
     """Ticks under the line ``bottom``, grid lines up to ``grid_top`` if any, and the axis' name."""
     parts = [f'<path class="axis" d="M{x.start:g} {bottom:.1f}H{x.end:g}"/>']
     for tick in x.ticks():
         if grid_top is not None:
             parts.append(f'<path class="grid" d="M{x(tick):.1f} {grid_top:.1f}V{bottom:.1f}"/>')
-        parts.append(f'<text class="tick x" x="{x(tick):.1f}" y="{bottom + 16:.1f}">{_label(tick)}</text>')
+        parts.append(
+            f'<text class="tick x" x="{x(tick):.1f}" y="{bottom + 16:.1f}">{tick_label(tick)}</text>'
+        )
     middle = (x.start + x.end) / 2
     parts.append(f'<text class="caption x" x="{middle:.1f}" y="{bottom + 34:.1f}">{escape(label)}</text>')
     return "".join(parts)
@@ -226,7 +228,7 @@ def _circle(x: float, y: float, dot: Dot) -> str:
     return f"{circle}<title>{escape(dot.title)}</title></circle>"
 
 
-def _svg(name: str, width: float, height: float, parts: Iterable[str]) -> str:
+def svg(name: str, width: float, height: float, parts: Iterable[str]) -> str:
     box = f'viewBox="0 0 {width:g} {height:.0f}"'
     return f'<svg class="chart" {box} role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>'
 
@@ -250,5 +252,5 @@ def _round_step(step: float) -> float:
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
 
 
-def _label(value: float) -> str:
+def tick_label(value: float) -> str:
     return f"{value:,.6g}".replace("-", "−").replace(",", "\N{NARROW NO-BREAK SPACE}")

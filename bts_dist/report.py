@@ -61,18 +61,21 @@ def write_report(run: RunRecord, dest: Path) -> Path:
     if missing or "dice/patient" not in run.score["metrics"]:
         what = " and ".join(missing) or "metric dice/patient"
         raise InputError(f"the score of run {run.name} has no {what}; make it anew: bts score {run.name}")
-    page = _template().render(_content(run, run.score))
+    page = page_template("report.html.j2").render(_content(run, run.score))
     dest.parent.mkdir(parents=True, exist_ok=True)
     dest.write_text(page, encoding="utf-8")
     return dest
 
 
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """A page's template, with the filters for numbers and the style that all pages share."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=_number, count=_count, cell=_cell)
-    return environment.from_string(files("bts_dist").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    folder = files("bts_dist")
+    environment.globals["style"] = folder.joinpath("page.css").read_text(encoding="utf-8")
+    return environment.from_string(folder.joinpath(name).read_text(encoding="utf-8"))
 
 
 def _content(run: RunRecord, score: Row) -> dict[str, Any]:
@@ -150,11 +153,25 @@ def _training(epochs: Sequence[Row]) -> dict[str, Any] | None:
     speeds = [value for _, value in charts.points(epochs, "epoch", "samples_per_s")]
     return {
         "charts": charts.training_charts(epochs),
-        "table": _table(epochs),
+        "table": _table(
+            [{key: value for key, value in row.items() if not _of_account(key)} for row in epochs]
+        ),
+        "account": _account(epochs),
         "best": charts.best_epoch(epochs),
         "minutes": sum(seconds) / 60 if seconds else None,
         "samples_per_s": median(speeds) if speeds else None,
     }
+
+
+def _of_account(key: str) -> bool:
+    return key.startswith(("share/", "straggler/")) or key in ("flops_per_s", "peak_flops_per_s", "mfu")
+
+
+def _account(epochs: Sequence[Row]) -> dict[str, Any] | None:
+    """Where the time of each epoch went; None for records that do not tell."""
+    if not any(map(_of_account, epochs[-1])):
+        return None
+    return _table([{key: row[key] for key in row if key == "epoch" or _of_account(key)} for row in epochs])
 
 
 def _search(trials: Sequence[Row]) -> dict[str, Any] | None:

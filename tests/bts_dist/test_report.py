@@ -297,3 +297,13 @@ def test_training_is_summed_up(run, tmp_path):
     text = " ".join(Page(written(run, tmp_path)).text("p"))
     assert "3 epochs in 4.5 minutes, 41 samples a second" in text
     assert "The dotted rule marks epoch 3" in text
+
+
+def test_where_the_time_went_has_a_table_of_its_own(run, tmp_path):
+    assert "Where the time went" not in Page(written(run, tmp_path)).text("summary")
+    account = {"share/data": 0.0125, "share/compute": 0.9375, "mfu": 0.3125}
+    page = Page(written(replace(run, epochs=[{**row, **account} for row in run.epochs]), tmp_path))
+    assert {"Every epoch", "Where the time went"} <= set(page.text("summary"))
+    headings = page.text("th")
+    assert [headings.count(name) for name in ("share/data", "share/compute", "mfu")] == [1, 1, 1]
+    assert page.text("td").count("0.9375") == 3

@@ -1,0 +1,62 @@
+"""What W&B is told of a search, beside a run for each trial: a run of the search itself, and which trial is the best.
+
+All are of one group, also offline; ``wandb sync`` brings them together.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bts_dist.charts import Row
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.run import open_run, workspace
+from bts_dist.track import wandb_id
+from bts_dist.wandb_record import WandbRecord, begin_wandb
+from shards.store import LocalStore, ObjectStore
+
+BEST = "best"
+"""Tag of the best trial's run."""
+
+
+def record_search(config: Config, search: ObjectStore, folder: Path, rows: Sequence[Row], best: int) -> None:
+    """Give W&B the table of all trials and the best one's number.
+
+    ``config`` is the searched one with the search's ``track.group``, ``search`` the place where it keeps its own W&B
+    id and logs, ``folder`` a local folder for them.
+    """
+    if config.track.wandb == "disabled":
+        return
+    import wandb
+
+    own = with_overrides(config, {"track.job_type": "search"})
+    run = begin_wandb(own, folder, wandb_id(search), str(config.track.group))
+    columns = [name for name in rows[0] if name not in ("scores", "error")]
+    # As text where a column has several types, which a table of W&B's refuses.
+    data = [[_cell(row[name]) for name in columns] for row in rows]
+    table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
+    run.log({"trials": table}, step=len(rows))  # a search that goes on with more trials comes later
+    winner = next(row for row in rows if row["trial"] == best)
+    run.summary.update({f"best/{name}": winner[name] for name in columns})
+    _end(run, search)
+
+
+def mark_best(trial: Config) -> None:
+    """Tag the run of the best trial, whose config this is, and say so in its summary."""
+    if trial.track.wandb == "disabled":
+        return
+    store = open_run(trial)
+    tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
+    run = begin_wandb(tagged, workspace(store, trial), wandb_id(store), str(trial.run.name))
+    run.summary["search/best"] = True
+    _end(run, store)
+
+
+def _end(run: object, store: ObjectStore) -> None:
+    record = WandbRecord(run, 0)
+    record.finish(exit_code=0)
+    if not isinstance(store, LocalStore):
+        record.upload(store)  # elsewhere its folder is the store
+
+
+def _cell(value: object) -> object:
+    return value if isinstance(value, int | float | str | None) else str(value)
