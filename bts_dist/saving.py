@@ -26,13 +26,12 @@ class Saving:
         self._saved_at = self._looked_at = time.monotonic()
         self._looked_step = trainer.state.progress.step
         self._next_look = self._looked_step + 1
-        self._warned = self._hurried = False
+        self._left = math.inf
+        self._hurried = False
 
     def save(self) -> None:
         """Begin to save the state at this step, which is the same on all ranks."""
-        self._saved_at = self._looked_at = time.monotonic()
-        self._looked_step = self._trainer.state.progress.step
-        self._next_look = max(self._next_look, self._looked_step + 1)
+        self._saved_at = time.monotonic()
         if self._trainer.runtime.rank > 0:
             return
         self._saver.attempt.check()  # before the record: an attempt that was overtaken writes to nothing any more
@@ -50,6 +49,7 @@ class Saving:
         runtime, now = self._trainer.runtime, time.monotonic()
         minutes = self._trainer.config.train.checkpoint_minutes
         late = minutes is not None and now - self._saved_at >= 60 * minutes
+        # With all that came between the steps: short epochs may take longer to validate than to train.
         pace = (now - self._looked_at) / (step - self._looked_step)
         left = runtime.preemption()
         mine = [float(late), pace, self._saver.took_s, math.inf if left is None else left]
@@ -62,15 +62,23 @@ class Saving:
 
     def _preempted(self, left: float, pace: float, took: float) -> bool:
         """Once when a notice comes, and once more when a save would just end before the node goes."""
-        warned, self._warned = self._warned, math.isfinite(left)
-        if not self._warned:
+        before, self._left = self._left, left
+        if not math.isfinite(left):
             self._hurried = False
             return False
-        if not warned and self._trainer.runtime.rank == 0:
-            self._tracker.note(
-                self._trainer.state.progress.step, f"a worker's node is taken away in {left:.0f} s: saving"
-            )
-            record_failure(self._saver.attempt, "a worker's node was taken away with notice")
-        hurry = left < 2 * max(LOOK_S, pace) + 1.5 * took
-        hurried, self._hurried = self._hurried, hurry
-        return not warned or (hurry and not hurried)
+        first = not math.isfinite(before)
+        if first:
+            self._note(f"a worker's node is taken away in {left:.0f} s: saving")
+            if self._trainer.runtime.rank == 0:
+                record_failure(self._saver.attempt, "a worker's node was taken away with notice")
+        # Once for each deadline: a later one has its own last moment.
+        hurried = self._hurried and left <= before
+        self._hurried = hurried or left < 2 * max(LOOK_S, pace) + 1.5 * took
+        last = self._hurried and not hurried and not first
+        if last:
+            self._note(f"its node goes in {left:.0f} s: saving once more")
+        return first or last
+
+    def _note(self, text: str) -> None:
+        if self._trainer.runtime.rank == 0:
+            self._tracker.note(self._trainer.state.progress.step, text)

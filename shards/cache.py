@@ -56,7 +56,7 @@ class NodeCache:
             InputError: the folder cannot be written; and whatever ``fetch`` raises.
         """
         path = self.folder / f"{sha256}.tar"
-        with self._lock(f"shard-{sha256[:2]}"):
+        with self._lock(_lock_of(sha256)):
             _mark_used(path)
             found = open_whole(path, sha256, self.vouching)
             if found is not None:
@@ -81,11 +81,13 @@ class NodeCache:
             for path, stat in kept:
                 if surplus <= 0:
                     break
+                if path.suffix == ".part" and self._is_held(_lock_of(path.stem)):
+                    continue  # its writer is at work
                 path.unlink(missing_ok=True)
                 surplus -= stat.st_size
 
     def _kept(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """The folder's shards, and what writers that were killed left of some."""
+        """The folder's shards, and what is written of others, or was when a writer was killed."""
         for pattern in ("*.tar", "*.part"):
             for path in self.folder.glob(pattern):
                 with suppress(FileNotFoundError):  # renamed or removed since
@@ -103,11 +105,25 @@ class NodeCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def _is_held(self, name: str) -> bool:
+        """Whether anybody, this thread too, has the lock."""
+        with (self.folder / "locks" / name).open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
     def _refusal(self, error: OSError) -> InputError:
         return InputError(
             f"{self.folder}: cannot keep shards here ({(error.strerror or str(error)).lower()}); free some space "
             "or lower store.cache_gib, set store.cache_dir to another folder, or set data.cache=none"
         )
+
+
+def _lock_of(sha256: str) -> str:
+    """The lock that a shard is fetched and written under; some shards share one."""
+    return f"shard-{sha256[:2]}"
 
 
 def _mark_used(path: Path) -> None:

@@ -36,13 +36,18 @@ class Bench:
     run: LocalStore
     notes: list[str]
 
-    def steps(self, number: int) -> list[int]:
-        """Take so many steps, and save after those that say so."""
+    def steps(
+        self, number: int, step_s: float = STEP_S, *, epoch: int | None = None, validation_s: float = 0.0
+    ) -> list[int]:
+        """Take so many steps, and save after those that say so; the steps after which it was not an epoch's end."""
         saved = []
         for _ in range(number):
             self.progress.step += 1
-            self.clock.now += STEP_S
-            if self.saving.due():
+            self.clock.now += step_s
+            if epoch is not None and self.progress.step % epoch == 0:
+                self.clock.now += validation_s
+                self.saving.save()
+            elif self.saving.due():
                 self.saving.save()
                 saved.append(self.progress.step)
         return saved
@@ -102,9 +107,26 @@ def test_a_notice_saves_at_once_and_just_in_time(bench: Callable[..., Bench]) ->
     assert 130 <= at[0] <= 132
     # A save takes two seconds, and there is time for it twice over.
     assert 150 <= at[1] <= 156
-    assert training.notes == ["a worker's node is taken away in 30 s: saving"]
+    assert [note.partition(" in ")[0] for note in training.notes] == [
+        "a worker's node is taken away",
+        "its node goes",
+    ]
     (failure,) = training.run.list(FAILURES)
     assert b"taken away with notice" in training.run.get(failure.key)
+
+
+def test_short_epochs_do_not_make_a_notice_come_too_late(bench: Callable[..., Bench]) -> None:
+    def notice(now: float) -> float | None:
+        return max(0.0, 160 - now) if now >= 130 else None
+
+    # Two seconds of steps alone are five of these epochs, which take ten seconds.
+    training = bench(preemption=notice)
+    training.steps(240, 0.05, epoch=8, validation_s=1.6)
+    assert training.clock.now > 160
+    assert ["once more" in note for note in training.notes] == [False, True]
+    at = [float(note.partition(" in ")[2].split()[0]) for note in training.notes]
+    assert at[0] > 25
+    assert 2 <= at[1] <= 10
 
 
 def test_a_second_notice_counts_again(bench: Callable[..., Bench]) -> None:

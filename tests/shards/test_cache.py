@@ -113,6 +113,25 @@ def test_a_failed_fetch_leaves_the_way_free(cache: NodeCache) -> None:
     assert whole(cache.open(sha256, lambda: data)) == data
 
 
+def test_what_another_writer_has_begun_stays_and_what_a_dead_one_left_goes(cache: NodeCache) -> None:
+    (first, _), (second, data) = shard(1), shard(2)
+    assert first[:2] != second[:2], "they share a lock"
+    part = cache.folder / f"{first}.part"
+
+    def fetch_while_another_evicts() -> bytes:
+        # The lock of the first shard is held here, as it is while the file is written.
+        part.write_bytes(b"x" * cache.limit)
+        assert whole(cache.open(second, lambda: data)) == data
+        assert part.exists()
+        raise InputError("killed")
+
+    with pytest.raises(InputError, match="killed"):
+        cache.open(first, fetch_while_another_evicts)
+    third, more = shard(3)
+    assert whole(cache.open(third, lambda: more)) == more
+    assert not part.exists()
+
+
 WORKER = """
 import hashlib, os, sys
 from pathlib import Path
