@@ -203,6 +203,10 @@ class TuneConfig(Section):
     search: Literal["random", "grid", "optuna"] = "random"
     """``optuna`` learns from the trials before (tree-structured Parzen estimator); ``grid`` takes every combination of
     choices and steps, as far as ``trials`` reaches."""
+    cost: Literal["flops", "seconds"] | None = None
+    """What ``optuna`` weighs against Dice, as a second objective: operations to train on a slice, or seconds an epoch
+    takes.  The search then shows which trials no other beats in both; ``best.yaml`` still has the highest Dice.  null
+    looks at Dice alone."""
     scheduler: Literal["fifo", "asha", "hyperband"] = "asha"
     """``fifo`` stops no trial.  ``asha`` stops those that are behind at each rung, ``hyperband`` too, but divides the
     trials over brackets that begin with it later and later."""
@@ -213,6 +217,9 @@ class TuneConfig(Section):
     concurrent: int | None = Field(default=None, ge=1)
     """Most trials side by side; null is as many as the cluster has room for."""
     seed: int = Field(default=0, ge=0)
+    confirm: int = Field(default=0, ge=0)
+    """After the search, train the best config and the config as it stands in full with so many fresh seeds each, and
+    score each model once on the test patients; 0 does not."""
     points: list[dict[str, Any]] = Field(default_factory=list)
     """Settings to try first, each a mapping of config keys to values.  The config as it stands comes before them."""
     space: dict[str, dict[str, Any]] = Field(
@@ -221,6 +228,14 @@ class TuneConfig(Section):
     """Config key to ``{choice: [...]}``, ``{uniform: [low, high]}``, ``{loguniform: [low, high]}``, ``{randint: [low,
     high]}``, both ends included, or ``{quniform: [low, high, step]}``.  A choice may be between mappings of a
     section's fields, which may have distributions of their own."""
+
+    @model_validator(mode="after")
+    def _check_cost(self) -> Self:
+        if self.cost is not None and self.search != "optuna":
+            raise ValueError(
+                f"tune.cost={self.cost} needs tune.search=optuna; tune.search={self.search} learns from nothing"
+            )
+        return self
 
 
 class ClusterConfig(Section):

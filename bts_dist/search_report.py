@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bts_dist.charts import Row, is_number
+from bts_dist.plot import Dot, dot_plot, strip_plot
 from bts_dist.report import page_template
 from bts_dist.search_charts import bars, learning_curves, parallel_coordinates, rung_chart
+
+_OPEN = "these patients do not tell the two apart"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class SearchRecord:
     method: str
     """How the importance was found."""
     best_yaml: str
+    cost: str | None = None
+    """What the column ``cost`` is, where it was weighed against the result; ``pareto`` says which rows no other beats
+    in both."""
+    confirmation: Mapping[str, Any] | None = None
+    """Best config and config as it stands, trained with fresh seeds and scored on test patients: ``seeds``, ``runs``
+    (``arm``, ``trial``, ``seed`` and metrics), ``metrics`` (``default`` and ``best`` with ``mean``, ``low`` and
+    ``high``, and their ``difference``) and the ``interval`` of one difference."""
 
 
 def write_search_page(search: SearchRecord, dest: Path) -> Path:
@@ -51,7 +61,8 @@ def _content(search: SearchRecord) -> dict[str, Any]:
     by_number = {row["trial"]: row for row in search.rows}
     own = by_number.get(0, {}).get(search.result)
     best = by_number[search.best][search.result]
-    columns = ["trial", *search.keys, search.result, "epochs", "status", "seconds"]
+    price = ["cost"] if search.cost is not None else []
+    columns = ["trial", *search.keys, search.result, *price, "epochs", "status", "seconds"]
     ranked = sorted(search.rows, key=lambda row: _rank(row[search.result]), reverse=True)
     return {
         "search": search,
@@ -62,6 +73,8 @@ def _content(search: SearchRecord) -> dict[str, Any]:
         "parallel": parallel_coordinates(search.rows, search.keys, search.result, search.logs),
         "curves": learning_curves(search.rows, search.best, search.result),
         "importance": bars("Importance of each setting", list(search.importance.items())),
+        "trade": _trade(search),
+        "confirmation": _confirmation(search.confirmation),
         "rungs": [_rung(rung) for rung in search.rungs],
         "columns": columns,
         "rows": [(row["trial"] == search.best, [row.get(name) for name in columns]) for row in ranked],
@@ -89,6 +102,47 @@ def _budget(search: SearchRecord) -> dict[str, Any]:
 def _rung(rung: Mapping[str, Any]) -> dict[str, Any]:
     went_on = sum(goes_on for _, _, goes_on in rung["trials"])
     return {**rung, "came": len(rung["trials"]), "went_on": went_on, "chart": rung_chart(rung)}
+
+
+def _trade(search: SearchRecord) -> str | None:
+    """Result over cost, a dot a trial: full where no other trial beats it in both."""
+    if search.cost is None:
+        return None
+    dots = [
+        Dot(
+            row["cost"],
+            row[search.result],
+            f"trial {row['trial']}: {row[search.result]:.4f}",
+            "best" if row["trial"] == search.best else "full" if row["pareto"] else "open",
+        )
+        for row in search.rows
+        if is_number(row["cost"]) and is_number(row[search.result])
+    ]
+    return dot_plot("Result over cost", dots, search.cost, search.result) if dots else None
+
+
+def _confirmation(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    metric = found["interval"]["metric"]
+    groups = [
+        (
+            label,
+            [
+                (run[metric], f"seed {run['seed']}: {run[metric]:.4f}")
+                for run in found["runs"]
+                if run["arm"] == arm
+            ],
+        )
+        for arm, label in (("default", "as it stands"), ("best", f"trial {found['winner']}"))
+    ]
+    low, high = found["interval"]["low"], found["interval"]["high"]
+    return {
+        **found,
+        "difference": found["metrics"][metric]["difference"],
+        "told": "the best config is better" if low > 0 else "the best config is worse" if high < 0 else _OPEN,
+        "chart": strip_plot("Test scores by seed", groups, f"{metric}, test patients"),
+    }
 
 
 def _rank(value: Any) -> float:

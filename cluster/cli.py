@@ -128,11 +128,11 @@ def train(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 @app.command()
 def tune(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """Search hyperparameters and write best.yaml."""
-    from cluster import stages
+    from cluster import search_stage
     from cluster.tune_job import BEST
 
     cfg = named(_load(config, overrides))
-    stages.tune(cfg)
+    search_stage.tune(cfg)
     console.next_step(f"bts train --config {run_uri(cfg)}/{BEST}")
 
 
@@ -172,7 +172,7 @@ def report(
 @app.command()
 def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """The main job: verify, pack, tune, train, score and report, skipping what is up to date."""
-    from cluster import stages
+    from cluster import search_stage, stages
     from cluster.resources import ray_cluster
 
     cfg = named(_load(config, overrides))
@@ -183,7 +183,7 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 
     def main_job() -> None:
         stages.pack(cfg, source)
-        best = stages.tune(cfg) if cfg.tune.trials else cfg
+        best = search_stage.tune(cfg) if cfg.tune.trials else cfg
         stages.train(best)
         stages.score(best)
         page = stages.report(run_uri(cfg), cfg)

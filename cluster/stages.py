@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bts_dist import checkpoint
-from bts_dist.compose import config_hash, with_overrides
+from bts_dist.compose import config_hash
 from bts_dist.config import Config
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
@@ -20,9 +20,7 @@ from cluster import console
 from cluster.pack_job import packed_id, run_pack
 from cluster.score_job import run_scoring
 from cluster.train_job import final_progress, run_training
-from cluster.tune_job import BEST, Search, run_search
-from cluster.tune_results import PAGE, read_trials, search_rows, short
-from cluster.tune_table import budget, follow_search
+from cluster.tune_results import read_trials, short
 from shards.config import StoreConfig
 from shards.errors import InputError
 from shards.manifest import Manifest, find_manifest, load_manifest
@@ -70,36 +68,10 @@ def pack(config: Config, report: SourceReport) -> Manifest:
     return manifest
 
 
-def tune(config: Config) -> Config:
-    """Search hyperparameters, unless this search was done; the best config, to train with."""
-    run = open_run(config)
-    key = config_hash(
-        {
-            **training_recipe(config),
-            "tune": config.tune.model_dump(mode="json"),
-            "data_id": _data_id(config),
-            "workers": config.cluster.workers,
-        },
-        length=16,
-    )
-    record = stage_record(run, "tune")
-    if record is not None and record["key"] == key and _exists(run, BEST):
-        # Where things lie may have changed since; what was searched has not.
-        best = with_overrides(config, record["values"])
-        console.stage("tune", f"up to date: {join_uri(run.uri, BEST)}")
-        return best
-    with follow_search(config.tune) as watch:
-        search = run_search(config, watch, lambda text: console.out.print(f"  {text}"))
-    record_stage(run, "tune", key, values=dict(search.winner.values))
-    _show_search(search, config)
-    console.stage("tune", f"{join_uri(run.uri, BEST)}, trials.parquet and {Path(PAGE).name}")
-    return search.best
-
-
 def train(config: Config) -> None:
     """Train, resuming an unfinished run, unless the run is finished already."""
     run = open_run(config)
-    key = config_hash({**training_recipe(config), "data_id": _data_id(config)}, length=16)
+    key = config_hash({**training_recipe(config), "data_id": data_id(config)}, length=16)
     record = stage_record(run, "train")
     if record is not None and record["key"] == key and checkpoint.names(run):
         console.stage("train", f"up to date: {run.uri}, best checkpoint {record['best']}")
@@ -139,14 +111,14 @@ def score(config: Config, model: str | None = None) -> str:
     key = config_hash(
         {
             "checkpoint": _checkpoint_id(run, place),
-            "data_id": _data_id(config),
+            "data_id": data_id(config),
             "score": config.score.model_dump(mode="json"),
         },
         length=16,
     )
-    stage = f"score-{_data_id(config)}"
+    stage = f"score-{data_id(config)}"
     record = stage_record(run, stage)
-    if record is not None and record["key"] == key and _exists(run, f"{record['folder']}/score.json"):
+    if record is not None and record["key"] == key and exists(run, f"{record['folder']}/score.json"):
         location = join_uri(run.uri, record["folder"])
         console.stage("score", f"up to date: {location}/score.json")
         return location
@@ -207,18 +179,7 @@ def show_scores(result: dict[str, Any]) -> None:
     )
 
 
-def _show_search(search: Search, config: Config) -> None:
-    trials = short(search_rows(config.tune, search.trials))
-    rows = [list(trials[0])]
-    for trial in trials:
-        rows.append([f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.values()])
-    console.show_table(f"Search over {', '.join(config.tune.space)}", rows)
-    # A grid may have fewer points than were asked for.
-    tried = config.tune.model_copy(update={"trials": len(search.trials)})
-    console.out.print(f"  {budget(tried, search.trials)}; trial {search.winner.number} is the best")
-
-
-def _data_id(config: Config) -> str:
+def data_id(config: Config) -> str:
     return load_manifest(open_store(config.data.shards, config.store)).data_id
 
 
@@ -238,7 +199,7 @@ def _best_threshold(config: Config, name: str | None) -> float:
         return checkpoint.read_progress(checkpoint.fetch(open_run(config), name, Path(scratch))).threshold
 
 
-def _exists(run: ObjectStore, key: str) -> bool:
+def exists(run: ObjectStore, key: str) -> bool:
     return any(entry.key == key for entry in run.list(key))
 
 

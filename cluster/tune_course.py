@@ -3,6 +3,7 @@
 The command alone decides; a trial's own process writes down only how it failed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class Course:
 
     def load(self) -> None:
         """Take up what earlier commands left."""
-        known = [t for t in self.ledger.trials() if t.number < self.config.tune.trials]
+        known = self.ledger.trials(self.config.tune.trials)
         self.trials = {trial.number: trial for trial in known}
         self.rungs = replay(self.config.tune, {trial.number: trial.scores for trial in known})
         for trial in known:
@@ -75,19 +76,13 @@ class Course:
         self.running.add(number)
         return number
 
-    def reported(self, number: int, epoch: int, score: float, seconds: float) -> bool:
-        """Take in what a trial validated; whether it may go on."""
+    def reported(self, number: int, row: Mapping[str, Any]) -> bool:
+        """Take in an epoch of a trial, as its record has it; whether it may go on."""
+        epoch, score = int(row["epoch"]), float(row[METRIC])
         if epoch <= self.seen.get(number, 0) or number not in self.running:
             return True  # Tune tells the last report again when a trial ends
         self.seen[number] = epoch
-        trial = self.trials[number]
-        again = len(trial.scores) >= epoch
-        trial = replace(
-            trial,
-            scores=(*trial.scores[: epoch - 1], score),
-            seconds=trial.seconds if again else trial.seconds + seconds,
-        )
-        self.trials[number] = trial
+        self.trials[number] = self.trials[number].with_epoch(row)
         self.rungs.record(number, epoch, score)
         self._tell(f"trial {number}: epoch {epoch}/{self.config.tune.epochs}, {METRIC} {score:.4f}")
         if self.rungs.goes_on(number, epoch):

@@ -141,12 +141,7 @@ class _Stops(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         if METRIC not in result:
             return TrialScheduler.CONTINUE
-        goes_on = self._course.reported(
-            int(trial.config["number"]),
-            int(result["epoch"]),
-            float(result[METRIC]),
-            float(result["time/epoch_s"]),
-        )
+        goes_on = self._course.reported(int(trial.config["number"]), result)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 

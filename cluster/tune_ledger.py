@@ -7,7 +7,7 @@ its run bears its number.  What it has validated so far is read from its own rec
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bts_dist.compose import config_hash, with_overrides
@@ -35,9 +35,28 @@ class Trial:
     """``val/dice/patient`` by epoch."""
     seconds: float = 0.0
     """Time of its epochs, training and validation."""
+    flops: int | None = None
+    """Operations to train on a slice; None until an epoch is done."""
     error: str | None = None
     final: bool = False
     """Whether no later command may take it up again."""
+
+    def with_epoch(self, row: Mapping[str, Any]) -> "Trial":
+        """The trial after an epoch, as its record tells it; one that was done again takes its place."""
+        epoch = int(row["epoch"])
+        again = len(self.scores) >= epoch
+        return replace(
+            self,
+            scores=(*self.scores[: epoch - 1], float(row[METRIC])),
+            seconds=self.seconds if again else self.seconds + float(row["time/epoch_s"]),
+            flops=round(float(row["flops_per_s"]) / float(row["samples_per_s"])),
+        )
+
+    def cost(self, kind: Literal["flops", "seconds"]) -> float | None:
+        """As ``tune.cost`` says; None until an epoch is done."""
+        if not self.scores:
+            return None
+        return self.flops if kind == "flops" else self.seconds / len(self.scores)
 
     @property
     def best(self) -> float | None:
@@ -78,23 +97,23 @@ class Ledger:
         """Take back how a trial ended."""
         self.store.delete(_key("results", number))
 
-    def trials(self) -> list[Trial]:
-        """Every trial that was proposed, in order."""
+    def trials(self, most: int) -> list[Trial]:
+        """Every trial that was proposed, in order, of the first ``most``."""
         entries = self.store.list("proposals/")
-        return [self.trial(int(entry.key.rpartition("/")[2].partition(".")[0])) for entry in entries]
+        numbers = (int(entry.key.rpartition("/")[2].partition(".")[0]) for entry in entries)
+        return [self.trial(number) for number in numbers if number < most]
 
     def trial(self, number: int) -> Trial:
         """What is known of a trial that was proposed."""
         values = json.loads(self.store.get(_key("proposals", number)))
         rows = read_metrics(open_store(self.trial_place(number), self.store_config), "epoch")
-        by_epoch = {row["epoch"]: row for row in rows}
-        scores = tuple(float(by_epoch[epoch][METRIC]) for epoch in sorted(by_epoch))
-        seconds = sum(float(row["time/epoch_s"]) for row in by_epoch.values())
+        trial = Trial(number, values)
+        for row in sorted(rows, key=lambda row: int(row["epoch"])):
+            trial = trial.with_epoch(row)
         try:
-            result = json.loads(self.store.get(_key("results", number)))
+            return replace(trial, **json.loads(self.store.get(_key("results", number))))
         except MissingObject:
-            return Trial(number, values, "running", scores, seconds)
-        return Trial(number, values, result["status"], scores, seconds, result["error"], result["final"])
+            return trial
 
     def trial_place(self, number: int) -> str:
         """Where a trial's own run lies."""
@@ -113,7 +132,7 @@ def open_ledger(config: Config, data_id: str) -> Ledger:
 def search_id(config: Config, data_id: str) -> str:
     """Hash of all that decides what a search proposes and what its trials give."""
     asked = config.tune.model_dump(mode="json")
-    for name in ("trials", "concurrent"):
+    for name in ("trials", "concurrent", "confirm"):
         del asked[name]
     recipe = {**training_recipe(config), "tune": asked, "data_id": data_id, "workers": config.cluster.fewest}
     # How long the recipe itself trains is no matter of its trials.
@@ -144,6 +163,19 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     """The trial of the highest score in any epoch, the first of equals."""
     scored = [trial for trial in trials if trial.scores and trial.status != "failed"]
     return max(scored, key=lambda trial: (trial.best or 0.0, -trial.number), default=None)
+
+
+def pareto(trials: Sequence[Trial], cost: Literal["flops", "seconds"]) -> set[int]:
+    """Numbers of the trials that no other beats: none is as good in score and cost, and better in one."""
+    points = {trial.number: (trial.best, trial.cost(cost)) for trial in trials if trial.status != "failed"}
+    known = {
+        n: (score, price) for n, (score, price) in points.items() if score is not None and price is not None
+    }
+    return {
+        n
+        for n, (score, price) in known.items()
+        if not any(s >= score and p <= price and (s, p) != (score, price) for s, p in known.values())
+    }
 
 
 def _key(kind: str, number: int) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from bts_dist.config import Config, TuneConfig
 from bts_dist.search_report import SearchRecord, write_search_page
 from cluster.tune_importance import METHOD, importance
-from cluster.tune_ledger import FOLDER, METRIC, Trial, best_of
+from cluster.tune_ledger import FOLDER, METRIC, Trial, best_of, pareto
 from cluster.tune_rungs import bracket_of, replay
 from cluster.tune_search import Searcher
 from cluster.tune_space import Real
@@ -22,22 +22,31 @@ from shards.store import MissingObject, ObjectStore
 TRIALS = f"{FOLDER}/trials.parquet"
 PAGE = f"{FOLDER}/search.html"
 
-DETAILS = ("bracket", "seconds", "error", "scores")
+COSTS = {"flops": "operations to train on a slice", "seconds": "seconds an epoch takes"}
+
+DETAILS = ("bracket", "seconds", "flops", "error", "scores")
 """Columns behind the settings and the result, left out of short tables."""
 
 
 def search_rows(config: TuneConfig, trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """A row for each trial: its number, its settings, its result; the same columns in all."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    front = set() if config.cost is None else pareto(trials, config.cost)
     return [
         {
             "trial": trial.number,
             **{key: trial.values.get(key) for key in keys},
             METRIC: trial.best,
+            **(
+                {}
+                if config.cost is None
+                else {"cost": trial.cost(config.cost), "pareto": trial.number in front}
+            ),
             "epochs": len(trial.scores),
             "status": trial.status,
             "bracket": bracket_of(config, trial.number),
             "seconds": round(trial.seconds, 3),
+            "flops": trial.flops,
             "error": trial.error,
             "scores": list(trial.scores),
         }
@@ -83,7 +92,12 @@ def _column(name: str, values: list[Any]) -> Any:
 
 
 def write_page(
-    run: ObjectStore, config: Config, searcher: Searcher, trials: Sequence[Trial], best: str
+    run: ObjectStore,
+    config: Config,
+    searcher: Searcher,
+    trials: Sequence[Trial],
+    best: str,
+    confirmation: dict[str, Any] | None = None,
 ) -> None:
     """Put the search's page; ``best`` is ``best.yaml``."""
     tune = config.tune
@@ -104,6 +118,8 @@ def write_page(
         importance=importance(searcher.space, trials),
         method=METHOD,
         best_yaml=best,
+        cost=None if tune.cost is None else COSTS[tune.cost],
+        confirmation=confirmation,
     )
     with tempfile.TemporaryDirectory() as scratch:
         run.put(PAGE, write_search_page(record, Path(scratch) / "search.html").read_bytes())

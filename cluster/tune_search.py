@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import optuna
 from optuna.distributions import (
@@ -20,6 +21,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bts_dist.compose import with_overrides
@@ -86,10 +88,15 @@ class Searcher:
                 group=True,  # conditional keys are learnt among the trials that have them
                 constant_liar=True,  # running trials keep others away
             )
-        study = optuna.create_study(direction="maximize", sampler=sampler)
+        cost = self.config.tune.cost
+        dice, price = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+        study = optuna.create_study(directions=[dice] if cost is None else [dice, price], sampler=sampler)
         places = self.space.places()
         for trial in trials:
-            study.add_trial(_told(trial, self.space.locate(trial.values), places))
+            params = self.space.locate(trial.values)
+            study.add_trial(
+                _told(trial, params, places) if cost is None else _priced(trial, params, places, cost)
+            )
         return self.space.draw(_Optuna(study.ask()))
 
 
@@ -175,10 +182,33 @@ def distribution(place: Place) -> BaseDistribution:
     return CategoricalDistribution(range(len(place.options)))
 
 
+_STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+def _priced(
+    trial: Trial, params: Params, places: Mapping[str, Place], cost: Literal["flops", "seconds"]
+) -> FrozenTrial:
+    """A trial as Optuna is told of it where the cost counts, too.
+
+    With two objectives Optuna knows no trials that were stopped: they count by their best epoch so far.
+    """
+    state, price = _STATES.get(trial.status, TrialState.RUNNING), trial.cost(cost)
+    scores = [score for score in trial.scores if math.isfinite(score)]
+    values = None
+    if state in (TrialState.COMPLETE, TrialState.PRUNED):
+        values = [max(scores), price] if scores and price is not None else None
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+    return create_trial(
+        state=state,
+        values=values,
+        params=params,
+        distributions={name: distribution(places[name]) for name in params},
+    )
+
+
 def _told(trial: Trial, params: Params, places: Mapping[str, Place]) -> FrozenTrial:
     """A trial as Optuna is told of it: one that was stopped counts by how far it came and what it scored there."""
-    states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-    state = states.get(trial.status, TrialState.RUNNING)
+    state = _STATES.get(trial.status, TrialState.RUNNING)
     scores = {epoch: score for epoch, score in enumerate(trial.scores, start=1) if math.isfinite(score)}
     if state is TrialState.COMPLETE and not scores:
         state = TrialState.FAIL

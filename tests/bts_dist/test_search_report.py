@@ -68,6 +68,40 @@ def test_a_search_without_a_gain_says_so(search: SearchRecord, tmp_path: Path) -
     assert "The search found nothing better" in page.text("div")
 
 
+def test_what_was_confirmed_on_test_patients_is_told(search: SearchRecord, tmp_path: Path) -> None:
+    arm = {"mean": 0.8, "low": 0.79, "high": 0.82}
+    found = {
+        "seeds": [1, 2],
+        "winner": 1,
+        "metrics": {"dice/patient": {"default": arm, "best": arm | {"mean": 0.81}, "difference": 0.01}},
+        "interval": {"metric": "dice/patient", "low": -0.02, "high": 0.04, "patients": 9},
+        "runs": [
+            {"arm": name, "trial": 0, "seed": seed, "dice/patient": 0.8 + seed / 100}
+            for name in ("default", "best")
+            for seed in (1, 2)
+        ],
+    }
+    html = written(replace(search, confirmation=found), tmp_path)
+    page = Page(html)
+    assert (page.faults, page.open) == ([], [])
+    text = " ".join(" ".join(page.text("p")).split())
+    assert "with 2 fresh seeds and scored once on 9 test patients. dice/patient differs by 0.0100" in text
+    assert "these patients do not tell the two apart" in text
+    assert "test patients were not opened" not in text
+    better = {**found, "interval": found["interval"] | {"low": 0.001}}
+    assert "the best config is better" in written(replace(search, confirmation=better), tmp_path)
+    assert "test patients were not opened" in written(search, tmp_path)
+
+
+def test_cost_is_drawn_beside_the_result(search: SearchRecord, tmp_path: Path) -> None:
+    rows = [row | {"cost": 10 * (row["trial"] + 1), "pareto": row["trial"] < 2} for row in search.rows]
+    html = written(replace(search, cost="operations to train on a slice", rows=rows), tmp_path)
+    page = Page(html)
+    assert (page.faults, page.open) == ([], [])
+    assert "Score against cost" in page.text("h2")
+    assert html.count("<circle") > written(search, tmp_path).count("<circle")
+
+
 def test_the_page_is_well_formed_and_refers_to_nothing(search: SearchRecord, tmp_path: Path) -> None:
     html = written(search, tmp_path)
     page = Page(html)

@@ -1,6 +1,5 @@
 """Ledger, course, table, importance and files of a search, without Ray."""
 
-import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from trial_records import epoch_row, validated
 
 from bts_dist.compose import dump_yaml, with_overrides
 from bts_dist.config import Config
 from cluster.tune_course import Course
 from cluster.tune_importance import importance
-from cluster.tune_ledger import METRIC, Ledger, Status, Trial, best_of, open_ledger, search_id, trial_config
+from cluster.tune_ledger import Ledger, Status, Trial, best_of, open_ledger, pareto, search_id, trial_config
 from cluster.tune_results import PAGE, TRIALS, read_trials, rung_rows, search_rows, write_page, write_trials
 from cluster.tune_search import make_searcher
 from cluster.tune_table import budget, sparkline, table
@@ -42,24 +42,13 @@ def course(config: Config, ledger: Ledger, events: list[str] | None = None) -> C
     return result
 
 
-def validated(ledger: Ledger, number: int, scores: list[float]) -> None:
-    """Write a trial's own record, as its training does."""
-    rows = [
-        {"kind": "epoch", "step": e, "time": e, "epoch": e, METRIC: score, "time/epoch_s": 2.0}
-        for e, score in enumerate(scores, start=1)
-    ]
-    place = Path(ledger.trial_place(number))
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def test_a_killed_search_is_taken_up_where_it_was(config: Config, ledger: Ledger) -> None:
     first = course(config, ledger)
     assert [first.next() for _ in range(3)] == [0, 1, 2]
-    assert all(first.reported(0, epoch, 0.5, 1.0) for epoch in range(1, EPOCHS + 1))
+    assert all(first.reported(0, epoch_row(epoch, 0.5)) for epoch in range(1, EPOCHS + 1))
     validated(ledger, 0, [0.5] * EPOCHS)
     first.ended(0, failed=False)
-    assert not first.reported(1, 1, 0.4, 1.0)
+    assert not first.reported(1, epoch_row(1, 0.4))
     validated(ledger, 1, [0.4])
     validated(ledger, 2, [0.6, 0.7])
     # Here the process dies, with trial 2 under way.
@@ -69,14 +58,14 @@ def test_a_killed_search_is_taken_up_where_it_was(config: Config, ledger: Ledger
     assert events == ["going on: 2 trials have ended, 1 resume"]
     assert second.next() == 2
     # It redoes an epoch, which is not counted twice, and goes on.
-    assert second.reported(2, 2, 0.7, 1.0)
+    assert second.reported(2, epoch_row(2, 0.7))
     assert second.trials[2].scores == (0.6, 0.7)
     assert second.trials[2].seconds == 4.0
     assert second.next() == 3
     assert second.next() is None
     # Proposed is what would have been, and it is written down.
     assert second.trials[3].values == make_searcher(config).propose(3, [])
-    assert [t.number for t in ledger.trials()] == [0, 1, 2, 3]
+    assert [t.number for t in ledger.trials(99)] == [0, 1, 2, 3]
     assert ledger.trial(3).values == second.trials[3].values
 
 
@@ -107,7 +96,7 @@ def test_failures_of_a_trials_own_settings_are_kept_and_others_tried_again(
     assert [t.status for t in again.trials.values()] == ["failed", "running"]
     # Now it succeeds.
     assert again.next() == 1
-    assert again.reported(1, 1, 0.5, 1.0)
+    assert again.reported(1, epoch_row(1, 0.5))
     again.ended(1, failed=False)
     assert course(config, ledger).trials[1].status == "finished"
 
@@ -203,6 +192,22 @@ def test_who_was_stopped_at_a_rung_is_told(config: Config, done: list[Trial]) ->
         (1, [(0, 0.1, True), (1, 0.2, True), (2, 0.05, False)]),
         (2, [(0, 0.2, True), (1, 0.4, True)]),
     ]
+
+
+def test_trials_that_no_other_beats_in_score_and_cost_are_told(config: Config) -> None:
+    points = [(0.5, 10), (0.6, 20), (0.6, 30), (0.4, 5), (0.3, 6), (0.9, 1)]
+    found = [
+        Trial(n, {}, "finished", (score,), seconds=2.0, flops=flops)
+        for n, (score, flops) in enumerate(points)
+    ]
+    found[5] = replace(found[5], status="failed")
+    found.append(Trial(6, {}))
+    assert pareto(found, "flops") == {0, 1, 3}
+    assert pareto(found, "seconds") == {1, 2}
+    priced = with_overrides(config, {"tune.search": "optuna", "tune.cost": "flops"})
+    rows = search_rows(priced.tune, found)
+    assert [(row["cost"], row["pareto"]) for row in rows[:3]] == [(10, True), (20, True), (30, False)]
+    assert "pareto" not in search_rows(config.tune, found)[0]
 
 
 def test_what_matters_is_told_from_what_does_not(config: Config) -> None:

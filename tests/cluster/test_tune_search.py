@@ -124,3 +124,42 @@ def test_optuna_takes_trials_that_are_not_finished(status: Status) -> None:
     assert values is not None
     with_overrides(searcher.config, values)
     assert values != searcher.propose(12, trials)
+
+
+def test_a_cost_draws_the_search_to_cheaper_trials() -> None:
+    space = {"model.features": {"randint": [8, 64]}}
+
+    def mean_features(cost: str | None) -> float:
+        """Of the later trials of a search, where width gains a little and its operations grow with the square."""
+        config = configured(search="optuna", space=space, cost=cost, trials=40)
+        searcher, trials = make_searcher(config), list[Trial]()
+        for number in range(40):
+            values = searcher.propose(number, trials)
+            assert values is not None
+            width = values["model.features"]
+            status: Status = "stopped" if number % 5 == 4 else "finished"
+            trials.append(
+                Trial(number, values, status, (0.8 + 0.001 * width,), seconds=width, flops=width**2 * 1000)
+            )
+        return sum(trial.values["model.features"] for trial in trials[20:]) / 20
+
+    alone = mean_features(None)
+    assert mean_features("flops") < alone - 5
+    assert mean_features("seconds") < alone - 5
+
+
+def test_the_same_seed_proposes_the_same_trials_with_a_cost() -> None:
+    config = configured(search="optuna", cost="flops")
+    trials = [
+        replace(trial, flops=int(1e6 * trial.values["optim.lr"])) for trial in ran(make_searcher(config), 9)
+    ]
+    # Also while others run, or after they failed.
+    trials[7] = replace(trials[7], status="running", scores=(), flops=None)
+    trials[8] = replace(trials[8], status="failed", scores=())
+    first, second = (make_searcher(config).propose(9, trials) for _ in range(2))
+    assert first == second
+
+
+def test_a_cost_without_a_searcher_that_learns_is_refused() -> None:
+    with pytest.raises(InputError, match=r"tune\.cost=flops needs tune\.search=optuna"):
+        configured(search="random", cost="flops")
