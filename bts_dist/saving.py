@@ -19,19 +19,23 @@ class Saving:
 
     Clocks and notices differ from rank to rank, so every ``LOOK_S`` or so the ranks look at them together.  When a
     node will be taken away, a checkpoint is due at once, and another one just in time.
+
+    How many steps that is follows from the time that the last few took.  What lies between two epochs, or a save, is
+    no part of it, and may have taken long: the ranks look at the first two steps after it.
     """
 
     def __init__(self, trainer: Trainer, saver: Saver, tracker: Tracker) -> None:
         self._trainer, self._saver, self._tracker = trainer, saver, tracker
-        self._saved_at = self._looked_at = time.monotonic()
-        self._looked_step = trainer.state.progress.step
-        self._next_look = self._looked_step + 1
+        self._saved_at = time.monotonic()
+        self._looked: tuple[float, int] | None = None
+        self._next_look = 0
         self._left = math.inf
         self._hurried = False
 
     def save(self) -> None:
         """Begin to save the state at this step, which is the same on all ranks."""
         self._saved_at = time.monotonic()
+        self._looked, self._next_look = None, 0
         if self._trainer.runtime.rank > 0:
             return
         self._saver.attempt.check()  # before the record: an attempt that was overtaken writes to nothing any more
@@ -49,13 +53,12 @@ class Saving:
         runtime, now = self._trainer.runtime, time.monotonic()
         minutes = self._trainer.config.train.checkpoint_minutes
         late = minutes is not None and now - self._saved_at >= 60 * minutes
-        # With all that came between the steps: short epochs may take longer to validate than to train.
-        pace = (now - self._looked_at) / (step - self._looked_step)
+        pace = LOOK_S if self._looked is None else (now - self._looked[0]) / (step - self._looked[1])
         left = runtime.preemption()
         mine = [float(late), pace, self._saver.took_s, math.inf if left is None else left]
         said = torch.tensor(mine, dtype=torch.float64, device=runtime.device)
         lates, paces, took, lefts = (self._trainer.all_reduce(said) / runtime.world_size).tolist()
-        self._looked_at, self._looked_step = now, step
+        self._looked = now, step
         self._next_look = step + max(1, int(LOOK_S / max(paces, 1e-6)))
         # Only rank 0 saves, so its seconds come back divided by the number of ranks.
         return lates > 0 or self._preempted(lefts, paces, took * runtime.world_size)
