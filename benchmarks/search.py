@@ -3,8 +3,8 @@
     python benchmarks/search.py --shards data/lgg-shards --runs runs/benchmark      # two hours on two cores
 
 A search by ASHA comes first, and says what it trained. Random search then gets as many whole trials as that pays for,
-rounded up. What ASHA's search found is confirmed with fresh seeds. Writes benchmarks/results/search.md.  Given again, the
-command goes on where it was, and times are those of its last call.
+rounded up. What ASHA's search found is confirmed with fresh seeds. Writes benchmarks/results/search.md. Given again,
+the command goes on where it was, and times are those of its last call.
 """
 
 import argparse

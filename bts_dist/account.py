@@ -17,7 +17,17 @@ from torch.autograd import Variable
 
 from bts_dist.runtime import Runtime, all_reduce
 
-Activity = Literal["data", "augment", "compute", "exchange", "optimizer", "checkpoint", "other", "validation"]
+Activity = Literal[
+    "data",
+    "augment",
+    "compute",
+    "exchange",
+    "optimizer",
+    "checkpoint",
+    "other",
+    "validation",
+    "validation_wait",
+]
 """
 - ``data``: the step waits for its batch.
 - ``augment``: the batch goes to the device, is normalised and randomly changed.
@@ -27,10 +37,14 @@ Activity = Literal["data", "augment", "compute", "exchange", "optimizer", "check
 - ``checkpoint``: training stands still for a copy of its state, or until the last copy is written.
 - ``other``: the rest of the loop.
 - ``validation``: no part of training time.
+- ``validation_wait``: the same; other ranks are not done yet.
 """
 
 ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
-TRAINING = tuple(activity for activity in ACTIVITIES if activity != "validation")
+VALIDATION: tuple[Activity, ...] = ("validation", "validation_wait")
+TRAINING = tuple(activity for activity in ACTIVITIES if activity not in VALIDATION)
+WAITING: tuple[Activity, ...] = ("exchange", "validation_wait")
+"""What a rank does that has to wait for others."""
 
 Seconds = dict[Activity, float]
 """How long a rank spent on each activity."""
@@ -121,8 +135,14 @@ class Account:
         taken, self._seconds = self._seconds, dict.fromkeys(ACTIVITIES, 0.0)
         return taken
 
+    def underway(self) -> tuple[Activity, float]:
+        """What is being done now, and since when on the host's monotonic clock; any thread may ask."""
+        return self._underway
+
     def _switch(self, activity: Activity) -> None:
         self._current = activity
+        # For one thread to write and others to read.
+        self._underway = activity, time.monotonic()
         self._timeline.append((activity, self._clock.mark()))
 
 
@@ -142,6 +162,11 @@ def gather(mine: Seconds, runtime: Runtime) -> list[Seconds]:
 def training_seconds(by_rank: Sequence[Seconds]) -> float:
     """How long the ranks trained, in the mean; they keep step, so they differ by little."""
     return fmean(_total(rank) for rank in by_rank)
+
+
+def validation_seconds(by_rank: Sequence[Seconds]) -> float:
+    """How long the ranks validated, the slowest one."""
+    return max(sum(rank[activity] for activity in VALIDATION) for rank in by_rank)
 
 
 def shares(by_rank: Sequence[Seconds]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from bts_dist.checkpoint import Progress
 from bts_dist.data import Batch
 from bts_dist.lease import Attempt, AttemptRecord, was_interrupted
+from bts_dist.stall import stall
 from bts_dist.track import Tracker, read_metrics
 from shards.errors import InputError
 from shards.store import AlreadyExists, MissingObject, ObjectStore
@@ -53,7 +54,8 @@ def interruption(run: ObjectStore, attempt: Attempt) -> Interruption | None:
     rows = read_metrics(run)
     step = max([record.step, *(row["step"] for row in rows)])
     got_on = max([record.time, *(row["time"] for row in rows)])
-    return Interruption(before, step, got_on, _cause(run, before) or _guess(record, attempt))
+    cause = stall(run, before) or _cause(run, before) or _guess(record, attempt)
+    return Interruption(before, step, got_on, cause)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from bts_dist import checkpoint, memory
-from bts_dist.account import gather, open_account, shares, training_seconds
+from bts_dist.account import gather, open_account, shares, training_seconds, validation_seconds
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
@@ -30,6 +30,7 @@ from bts_dist.recovery import beating, interruption, noting_recovery
 from bts_dist.runtime import Runtime, all_reduce
 from bts_dist.saver import Saver
 from bts_dist.saving import Saving
+from bts_dist.stall import watching
 from bts_dist.step import Trainer, train_step
 from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
 from bts_dist.unet import count_parameters, make_unet
@@ -69,6 +70,7 @@ def train(
         _tracker(trainer, run, workspace, saver) as tracker,
         saver,  # left before the tracker, which then records what its last checkpoint covers
         beating(attempt, progress) if runtime.rank == 0 else nullcontext(),
+        watching(attempt, runtime.rank, trainer.account, lambda text: tracker.note(progress.step, text)),
     ):
         for note in [*notes, trainer.train.note, _description(trainer)]:
             tracker.note(progress.step, note)
@@ -92,7 +94,7 @@ def _epoch(
     with account.doing("validation"):
         result = _validate(trainer, tracker)
         by_rank = gather(account.take(), trainer.runtime)
-        seconds, val_seconds = training_seconds(by_rank), max(rank["validation"] for rank in by_rank)
+        seconds, val_seconds = training_seconds(by_rank), validation_seconds(by_rank)
         row = {
             "epoch": progress.epoch,
             "train/loss": loss,
@@ -257,7 +259,7 @@ def _train_epoch(
 def _validate(trainer: Trainer, tracker: Tracker) -> Validation:
     """Validate the weights, take the result into the progress and draw the predictions when they are the best."""
     model, progress = trainer.evaluated_model(), trainer.state.progress
-    result = validate(model, trainer.val, trainer.config, trainer.runtime)
+    result = validate(model, trainer.val, trainer.config, trainer.runtime, trainer.account)
     if _record(trainer, result) and trainer.runtime.rank == 0:
         pictures = draw_overlays(model, trainer.val, trainer.config, trainer.runtime.device)
         tracker.images(progress.step, pictures)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from bts_dist import memory, metrics
+from bts_dist.account import Account
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.predict import predict_patient
@@ -35,18 +36,25 @@ class Validation:
     metrics: dict[str, float]
 
 
-def validate(model: nn.Module, source: SampleSource, config: Config, runtime: Runtime) -> Validation:
+def validate(
+    model: nn.Module, source: SampleSource, config: Config, runtime: Runtime, account: Account
+) -> Validation:
     """Score ``model`` on all validation patients; every rank returns the same."""
     index = source.reader.index
     # Longest first, dealt in turn: ranks finish at about the same time.
     patients = sorted(index.patients(), key=lambda p: (-len(index.samples_of(p)), p))
     counts = torch.zeros(len(THRESHOLDS), len(index), 3, dtype=torch.int64)
     for patient in patients[runtime.rank :: runtime.world_size]:
-        with memory.explained(memory.in_validation, config, runtime, patient, source.sides):
+        # Each patient by itself, so that a rank that stands still is told from one with many.
+        with (
+            account.doing("validation"),
+            memory.explained(memory.in_validation, config, runtime, patient, source.sides),
+        ):
             found = _count(model, source, patient, config, runtime.device)
         counts[:, index.samples_of(patient)] = torch.from_numpy(found)
     # Each rank's counts are nought where another's are not, so their sum holds them all.
-    gathered = all_reduce(counts.to(runtime.device)).cpu().numpy()
+    with account.doing("validation_wait"):
+        gathered = all_reduce(counts.to(runtime.device)).cpu().numpy()
     return _summarise([gathered[:, index.samples_of(p)] for p in index.patients()])
 
 

@@ -18,8 +18,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from bts_dist import stall
 from bts_dist import train as train_module
-from bts_dist.account import Seconds, gather
+from bts_dist.account import Account, Seconds, gather
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource
 from bts_dist.exact import exact_step
@@ -96,8 +97,9 @@ def record_training(
         return {"error": str(error), "steps": steps}
     finally:
         torch.use_deterministic_algorithms(False)
-    rows = read_metrics(run, "epoch")
-    return {"steps": steps, "weights": weights, "rows": rows, "accounts": accounts, "reports": reports}
+    record = {"steps": steps, "weights": weights, "accounts": accounts, "reports": reports}
+    notes = [row["text"] for row in read_metrics(run, "note")]
+    return {**record, "rows": read_metrics(run, "epoch"), "notes": notes}
 
 
 def now(trainer: Trainer) -> str:
@@ -123,7 +125,7 @@ def validate_fresh(config: Config, runtime: Runtime) -> dict[str, float]:
     torch.nn.init.normal_(model.heads[0].weight, std=1.0)  # type: ignore[arg-type]
     torch.nn.init.zeros_(model.heads[0].bias)  # type: ignore[arg-type]
     source = SampleSource(PackedData(config.data.shards).training("val"), config.data)
-    return validate(model.eval(), source, config, runtime).metrics
+    return validate(model.eval(), source, config, runtime, Account()).metrics
 
 
 def run_ranks(
@@ -132,10 +134,12 @@ def run_ranks(
     world_size: int,
     stop_before: int | None = None,
     slow_rank: int | None = None,
+    still_s: float | None = None,
 ) -> list[dict[str, Record]]:
     """Train each config on ``world_size`` processes over gloo; by rank, the records of the jobs.
 
-    With ``stop_before`` the ranks stop before that step, as if interrupted.  ``slow_rank`` is slowed down.
+    With ``stop_before`` the ranks stop before that step, as if interrupted.  ``slow_rank`` is slowed down.  A rank
+    that does one thing for ``still_s`` seconds is taken to stand still.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dumped = {name: json.loads(config.model_dump_json()) for name, config in jobs.items()}
@@ -151,7 +155,12 @@ def run_ranks(
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), json.dumps(stop_before), json.dumps(rank == slow_rank)],
+            [
+                sys.executable,
+                __file__,
+                str(folder),
+                *map(json.dumps, (stop_before, rank == slow_rank, still_s)),
+            ],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -180,9 +189,11 @@ def slow_down() -> None:
     torch.autograd.backward = slow_backward  # type: ignore[assignment]
 
 
-def main(folder: Path, stop_before: int | None, slow: bool) -> None:
+def main(folder: Path, stop_before: int | None, slow: bool, still_s: float | None) -> None:
     if slow:
         slow_down()
+    if still_s is not None:
+        stall.STILL_S, stall.LOOK_S = still_s, still_s / 4
     jobs = {k: Config.model_validate(v) for k, v in json.loads((folder / "jobs.json").read_text()).items()}
     results: dict[str, Any] = {}
     with torchrun_runtime() as first:

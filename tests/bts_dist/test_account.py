@@ -1,5 +1,6 @@
 """Every moment of a training is some activity's, on one rank and on several."""
 
+import re
 import time
 from itertools import pairwise
 from typing import Any
@@ -173,7 +174,8 @@ def slowed(config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[dic
     }
     usual = with_overrides(config, {**settings, "run.name": "usual"})
     exact = with_overrides(usual, {"train.deterministic": True, "run.name": "exact"})
-    return run_ranks(tmp_path_factory.mktemp("slowed"), {"usual": usual, "exact": exact}, 2, slow_rank=1)
+    jobs = {"usual": usual, "exact": exact}
+    return run_ranks(tmp_path_factory.mktemp("slowed"), jobs, 2, slow_rank=1, still_s=DELAY_S / 3)
 
 
 def test_a_slow_rank_keeps_the_other_one_waiting(slowed: list[dict[str, Any]]) -> None:
@@ -187,6 +189,15 @@ def test_a_slow_rank_keeps_the_other_one_waiting(slowed: list[dict[str, Any]]) -
     (row,) = slowed[0]["usual"]["rows"]
     assert row["straggler/rank"] == 1
     assert row["straggler/wait"] > 0
+
+
+def test_a_rank_that_stands_still_is_named_while_the_other_waits(slowed: list[dict[str, Any]]) -> None:
+    """For these ranks a fraction of a second is as long as most of a minute is for others."""
+    notes = [note for rank in slowed[:1] for job in ("usual", "exact") for note in rank[job]["notes"]]
+    assert any(
+        re.match(r"rank 1 \(process \d+ on .+\) has stood still for .* in (data|compute), \w+\.py:\d+", note)
+        for note in notes
+    ), notes
 
 
 @pytest.mark.parametrize("job", ["usual", "exact"])

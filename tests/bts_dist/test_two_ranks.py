@@ -8,6 +8,7 @@ import torch
 from ranks import POISONED, Record, record_training, run_ranks, validate_fresh
 
 from bts_dist import checkpoint
+from bts_dist.account import Account
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
@@ -147,7 +148,7 @@ def test_with_batch_norm_the_saved_weights_are_the_ones_that_both_ranks_validate
     model = make_unet(jobs(config)["batch_norm"].model, torch.device("cpu"))
     checkpoint.load_weights(model, saved / "ema.safetensors")
     source = SampleSource(PackedData(config.data.shards).training("val"), config.data)
-    again = validate(model.eval(), source, config, local(tmp_path)).metrics
+    again = validate(model.eval(), source, config, local(tmp_path), Account()).metrics
     row = two[0]["batch_norm"]["rows"][-1]
     assert {key: row[key] for key in again} == again
     assert again["val/dice/patient_tuned"] > 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bts_dist.account import Account
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
@@ -39,7 +40,7 @@ def val(config: Config) -> SampleSource:
 
 def test_the_truth_itself_scores_one(config: Config, runtime: LocalRuntime) -> None:
     source = val(config)
-    found = validate(Oracle(source, 0.99), source, config, runtime)
+    found = validate(Oracle(source, 0.99), source, config, runtime, Account())
     assert found.dice == 1
     assert found.threshold == 0.5
     assert {key: found.metrics[key] for key in found.metrics if "threshold" not in key} == {
@@ -53,7 +54,7 @@ def test_the_truth_itself_scores_one(config: Config, runtime: LocalRuntime) -> N
 
 def test_a_hesitant_model_gets_a_lower_threshold(config: Config, runtime: LocalRuntime) -> None:
     source = val(config)
-    found = validate(Oracle(source, 0.35), source, config, runtime)
+    found = validate(Oracle(source, 0.35), source, config, runtime, Account())
     assert found.dice == 0
     assert found.threshold == 0.3
     assert found.metrics["val/dice/patient_tuned"] == 1
@@ -62,7 +63,7 @@ def test_a_hesitant_model_gets_a_lower_threshold(config: Config, runtime: LocalR
 
 def test_figures_are_plain_numbers(config: Config, runtime: LocalRuntime) -> None:
     source = val(config)
-    found = validate(Oracle(source, 0.9), source, config, runtime)
+    found = validate(Oracle(source, 0.9), source, config, runtime, Account())
     assert {type(value) for value in found.metrics.values()} == {float}
 
 
@@ -98,4 +99,4 @@ def test_an_output_that_is_not_finite_is_no_prediction_of_nothing(
 ) -> None:
     source = val(config)
     with pytest.raises(FloatingPointError, match=f"{source.reader.index.patients()[0][:4]}.* is not finite"):
-        validate(Oracle(source, float("nan")), source, config, runtime)
+        validate(Oracle(source, float("nan")), source, config, runtime, Account())
