@@ -48,15 +48,16 @@ class HoldoutSplit(Section):
     test: float = Field(default=0.1, gt=0, lt=1)
     folds: int = Field(default=5, ge=3)
     """Number of folds, used when ``fold`` is set."""
-    fold: int | None = Field(default=None, ge=0)
-    """Test on this fold, validate on the next one, train on the rest; null is the 80/10/10 hold-out."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all"] | None = None
+    """Test on this fold, validate on the next one, train on the rest; null is the 80/10/10 hold-out.  With ``all``,
+    ``bts run`` does the whole job for each fold and scores every patient once, with a model that never saw it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if abs(self.train + self.val + self.test - 1) > 1e-6:
             total = self.train + self.val + self.test
             raise ValueError(f"split.train + split.val + split.test is {total:g}; they must add up to 1")
-        if self.fold is not None and self.fold >= self.folds:
+        if isinstance(self.fold, int) and self.fold >= self.folds:
             raise ValueError(f"split.fold is {self.fold} but folds are numbered 0 to {self.folds - 1}")
         return self
 

@@ -54,10 +54,15 @@ def assign_splits(patients: Sequence[Stratum], split: HoldoutSplit | NoSplit) ->
     that order, so that each group has its share of every institution and of small and large tumours.
 
     Raises:
-        InputError: there are too few patients for every split to get one.
+        InputError: there are too few patients for every split to get one, or all folds are asked for at once.
     """
     if isinstance(split, NoSplit):
         return {p.patient: "test" for p in patients}
+    if split.fold == "all":
+        raise InputError(
+            "split.fold=all makes a data set for each fold, which `bts run` does; this command takes one fold: set "
+            f"split.fold to a number from 0 to {split.folds - 1}"
+        )
     shares = (
         [1 / split.folds] * split.folds if split.fold is not None else [split.train, split.val, split.test]
     )
