@@ -54,6 +54,8 @@ def test_two_workers_train_like_one(config: Config, tmp_path: Path) -> None:
 
 def test_a_search_leaves_a_config_that_trains_and_a_free_cluster(config: Config) -> None:
     hopeless = {"optim.lr": 1e-9}
+    # Only the data tell that their slices of 32 pixels do not divide by 64.
+    impossible = {"model.depth": 7}
     events: list[str] = []
     most = 0
 
@@ -66,42 +68,38 @@ def test_a_search_leaves_a_config_that_trains_and_a_free_cluster(config: Config)
         with_overrides(
             config,
             {
+                "data.image_size": None,
                 "cluster.workers": 1,
-                "tune.trials": 5,
+                "tune.trials": 4,
                 "tune.epochs": 4,
-                "tune.space": {"optim.lr": {"loguniform": [1e-9, 1e-2]}},
-                # They score alike, so at the latest the last of them is behind at the first rung.
-                "tune.points": [hopeless] * 3,
+                "tune.space": {
+                    "optim.lr": {"loguniform": [1e-9, 1e-2]},
+                    "model.depth": {"choice": [3, 7]},
+                },
+                # The hopeless score alike, so at the latest the second of them is behind at the first rung.
+                "tune.points": [hopeless, impossible, hopeless],
             },
         ),
         watch,
     )
     run = open_run(config)
     trials = read_trials(run)
-    assert [t["trial"] for t in trials] == [0, 1, 2, 3, 4]
-    assert [t["optim.lr"] for t in trials[:4]] == [config.optim.lr, 1e-9, 1e-9, 1e-9]
+    assert [t["trial"] for t in trials] == [0, 1, 2, 3]
+    assert [t["optim.lr"] for t in trials] == [config.optim.lr, 1e-9, config.optim.lr, 1e-9]
     assert trials[0]["status"] == "finished"
+    # What cannot train is told, and the search goes on.
+    assert trials[2]["status"] == "failed"
+    assert "do not divide by 64" in trials[2]["error"]
     assert trials[3]["status"] == "stopped"
     assert trials[3]["epochs"] < 4
     assert "trial 3 is stopped after epoch" in "\n".join(events)
     # Two workers of the cluster, one a trial.
     assert most == 2
-    best = max(trials, key=lambda t: t[METRIC])
-    assert search.best.optim.lr == best["optim.lr"]
+    best = max((t for t in trials if t["status"] != "failed"), key=lambda t: t[METRIC])
+    assert (search.best.optim.lr, search.best.model.depth) == (best["optim.lr"], 3)
     written = Path(config.run.dir) / "test" / BEST
     assert load_config([written]) == search.best
     assert (Path(config.run.dir) / "test" / PAGE).is_file()
-    _wait_until_free()
-
-
-def test_a_search_with_a_trial_that_cannot_train_goes_on(config: Config) -> None:
-    # Only the data tell that their slices of 32 pixels do not divide by 64.
-    native = {"data.image_size": None, "tune.trials": 2, "tune.epochs": 1, "cluster.workers": 1}
-    space = {"tune.space": {"model.depth": {"choice": [7]}}}
-    search = run_search(with_overrides(config, {**native, **space}))
-    assert [trial.status for trial in search.trials] == ["finished", "failed"]
-    assert "do not divide by 64" in str(search.trials[1].error)
-    assert search.best.model.depth == 3
     _wait_until_free()
 
 
