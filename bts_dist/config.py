@@ -177,7 +177,9 @@ class ScoreConfig(Section):
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of patients behind each 95 % interval."""
     tolerance_px: float = Field(default=2.0, ge=0)
-    """Distance within which two surfaces agree, for surface Dice."""
+    """Distance within which two surfaces agree, for surface Dice, where some patient's spacing is not known."""
+    tolerance_mm: float = Field(default=2.0, ge=0)
+    """The same in millimetres, where every patient's spacing is known."""
     seed: int = Field(default=0, ge=0)
 
 

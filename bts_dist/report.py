@@ -23,7 +23,22 @@ CLAIM = {"dice/slice": 0.97, "iou/pooled": 0.83}
 Overlay = tuple[str, int, float, bytes]
 """(patient, slice number, the patient's Dice, PNG file)"""
 
-_QUANTITIES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95 (px)", "surface_dice": "Surface Dice"}
+_QUANTITIES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "precision": "Precision",
+    "hd95": "HD95",
+    "asd": "Average surface distance",
+    "surface_dice": "Surface Dice",
+    "volume_error": "Relative volume error",
+    "volume_bias": "Signed volume error",
+    "lesion_f1": "Lesion F1",
+}
+_DISTANCES = ("hd95", "asd")
+_OPEN_ENDED = (*_DISTANCES, "volume_error", "volume_bias")
+"""Quantities that have no place on the axis of ratios."""
 _AGGREGATIONS = {
     "patient": "per patient, in 3D",
     "slice": "per slice",
@@ -95,6 +110,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
         "training": _training(run.epochs),
         "search": _search(run.trials),
         "patients": sorted(patients, key=lambda patient: _sort_key(patient["dice"])),
+        "unit": patients[0].get("unit", "px"),
         "patient_charts": charts.patient_charts(patients),
         "gallery": _gallery(run.overlays),
         "colours": {"truth": picture.TRUTH, "prediction": picture.PREDICTION},
@@ -110,14 +126,18 @@ def _metric(key: str, metrics: Row, axis: tuple[float, float], target: float | N
     mean, low, high = row["mean"], row["low"], row["high"]
     bar = None
     if is_number(mean) and is_number(low) and is_number(high):
-        domain = axis if _is_ratio(key) else (0.0, plot.fit((0.0, high), 0, 1).high)
+        own = plot.fit((min(low, 0.0), max(high, 0.0)), 0, 1)
+        domain = axis if _is_ratio(key) else (own.low, own.high)
         bar = plot.interval_bar(low, mean, high, domain, target)
     verdict = {}
     if target is not None:
         verdict = {"target": target, "reached": is_number(mean) and mean >= target}
         verdict["unsettled"] = bar is not None and low < target <= high
-    label = f"{_QUANTITIES.get(quantity, quantity)} {_AGGREGATIONS.get(group, group)}"
-    return {**row, "key": key, "label": label, "digits": 3 if _is_ratio(key) else 1, "bar": bar, **verdict}
+    unit = row.get("unit") or ("px" if quantity in _DISTANCES else None)
+    name = _QUANTITIES.get(quantity, quantity) + (f" ({unit})" if unit else "")
+    label = f"{name} {_AGGREGATIONS.get(group, group)}"
+    digits = 1 if quantity in _DISTANCES else 3
+    return {**row, "key": key, "label": label, "digits": digits, "bar": bar, **verdict}
 
 
 def _in_order(metrics: Row) -> list[str]:
@@ -127,7 +147,7 @@ def _in_order(metrics: Row) -> list[str]:
 
 
 def _is_ratio(key: str) -> bool:
-    return not key.startswith("hd95/")
+    return key.partition("/")[0] not in _OPEN_ENDED
 
 
 def _ratio_axis(metrics: Row, claim: Mapping[str, float]) -> tuple[float, float]:

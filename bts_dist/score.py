@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from bts_dist import checkpoint, memory, metrics
+from bts_dist import checkpoint, evaluation, memory
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
-from bts_dist.metrics import PatientScore
+from bts_dist.evaluation import Evaluation
+from bts_dist.patients import write_csv
 from bts_dist.predict import predict_patient
 from bts_dist.report import CLAIM
 from bts_dist.runtime import pick_device
-from bts_dist.surface import surface_scores
 from bts_dist.unet import make_unet
 from shards.config import StoreConfig
 from shards.errors import InputError
@@ -63,12 +63,16 @@ class ScoreTask:
 
 @dataclass(frozen=True)
 class Scored:
-    """One patient's score, with a picture of the slice that has the most tumour."""
+    """One patient's evaluation, with a picture of the slice that has the most tumour."""
 
-    score: PatientScore
+    evaluation: Evaluation
     slice_number: int
     picture: bytes
     """PNG."""
+
+    @property
+    def patient(self) -> str:
+        return self.evaluation.score.patient
 
 
 def find_model(uri: str, store: StoreConfig) -> ModelPlace:
@@ -161,17 +165,18 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
         )
     if not np.isfinite(probability).all():
         raise FloatingPointError(f"{patient}: the model's output is not finite; the checkpoint is of no use")
-    prediction, mask = probability > model.progress.threshold, truth > 0
-    surface = surface_scores(prediction, mask, tolerance=config.score.tolerance_px)
-    counts = metrics.count(prediction, mask)
+    threshold, mask = model.progress.threshold, truth > 0
     index = source.reader.index
     ids = index.samples_of(patient)
-    score = PatientScore(patient, index.institution[ids[0]], counts, surface.hd95, surface.surface_dice)
+    facts = source.reader.read_facts(int(ids[0]))
+    institution = index.institution[ids[0]]
+    found = evaluation.evaluate(patient, institution, facts, probability, mask, threshold, config.score)
+    prediction = probability > threshold
     # Where truth or prediction has most to show, so that a missed and an imagined tumour are seen alike.
     at = int(np.maximum(mask.sum(axis=(1, 2)), prediction.sum(axis=(1, 2))).argmax())
     image, _ = source.reader.read(int(ids[at]))
     picture = to_png(overlay(image, mask[at], prediction[at]))
-    return Scored(score, int(index.slice_number[ids[at]]), picture)
+    return Scored(found, int(index.slice_number[ids[at]]), picture)
 
 
 def tasks(model: ModelPlace, config: Config, patients: Sequence[str], workers: int) -> list[ScoreTask]:
@@ -209,7 +214,7 @@ def run_score(
         scored += part
         if progress is not None:
             progress(len(scored), len(patients))
-    return _write(place, model, data, sorted(scored, key=lambda s: s.score.patient), config)
+    return _write(place, model, data, sorted(scored, key=lambda s: s.patient), config)
 
 
 def score_folder(model_data_id: str, data_id: str) -> str:
@@ -220,32 +225,30 @@ def score_folder(model_data_id: str, data_id: str) -> str:
 def _write(
     place: ModelPlace, model: Model, data: PackedData, scored: list[Scored], config: Config
 ) -> tuple[str, dict[str, Any]]:
-    scores = [s.score for s in scored]
-    estimates = metrics.summarise(scores, config.score.bootstrap, config.score.seed)
     manifest = data.manifest
     result = {
-        **metrics.to_json(scores, estimates),
+        **evaluation.result([s.evaluation for s in scored], config.score),
         "threshold": model.progress.threshold,
         "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
         "claim": dict(CLAIM),
         "data": {
             "shards": config.data.shards,
             "data id": manifest.data_id,
-            "patients": len(scores),
+            "patients": len(scored),
             "slices": manifest.num_samples("test"),
         },
-        "pictures": {s.score.patient: s.slice_number for s in scored},
+        "pictures": {s.patient: s.slice_number for s in scored},
         "config": model.config.model_dump(mode="json"),
     }
     folder = score_folder(model.progress.data_id, manifest.data_id)
     run = open_store(place.run, config.store)
     for item in scored:
-        run.put(f"{folder}/overlays/{item.score.patient}.png", item.picture)
+        run.put(f"{folder}/overlays/{item.patient}.png", item.picture)
     with tempfile.TemporaryDirectory() as scratch:
         table = Path(scratch) / "patients.csv"
-        metrics.write_csv(table, scores)
+        write_csv(table, [s.evaluation.score for s in scored])
         run.put(f"{folder}/patients.csv", table.read_bytes())
-    run.put(f"{folder}/score.json", (json.dumps(result, indent=1) + "\n").encode())
+    run.put(f"{folder}/score.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return join_uri(place.run, folder), result
 
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from bts_dist import memory, metrics
+from bts_dist import memory
 from bts_dist.account import Account
 from bts_dist.config import Config
+from bts_dist.counts import count, dice, iou
 from bts_dist.data import SampleSource
 from bts_dist.predict import predict_patient
 from bts_dist.runtime import Runtime, all_reduce
+from bts_dist.thresholds import best_threshold
 from shards.picture import overlay
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 10))
@@ -97,24 +99,24 @@ def _count(
 ) -> SliceCounts:
     """tp, fp, fn of each slice at each threshold; int64 (thresholds, slices, 3)."""
     probability, truth = _predict(model, source, patient, config, device)
-    return np.stack([metrics.count(probability > t, truth > 0) for t in THRESHOLDS])
+    return np.stack([count(probability > t, truth > 0) for t in THRESHOLDS])
 
 
 def _summarise(counts: list[SliceCounts]) -> Validation:
     """The figures of a validation from each patient's counts, int64 (thresholds, slices, 3)."""
     at_half = THRESHOLDS.index(0.5)
-    threshold, tuned = metrics.best_threshold([c.sum(axis=1) for c in counts], THRESHOLDS)
+    threshold, tuned = best_threshold([c.sum(axis=1) for c in counts], THRESHOLDS)
     slices = np.concatenate([c[at_half] for c in counts])
-    dice = float(np.mean([metrics.dice(c[at_half].sum(axis=0)) for c in counts]))
+    mean = float(np.mean([dice(c[at_half].sum(axis=0)) for c in counts]))
     return Validation(
-        dice,
+        mean,
         threshold,
         {
-            "val/dice/patient": dice,
+            "val/dice/patient": mean,
             "val/dice/patient_tuned": tuned,
             "val/threshold": threshold,
-            "val/dice/slice": float(metrics.dice(slices).mean()),
-            "val/dice/pooled": float(metrics.dice(slices.sum(axis=0))),
-            "val/iou/pooled": float(metrics.iou(slices.sum(axis=0))),
+            "val/dice/slice": float(dice(slices).mean()),
+            "val/dice/pooled": float(dice(slices.sum(axis=0))),
+            "val/iou/pooled": float(iou(slices.sum(axis=0))),
         },
     )

@@ -168,15 +168,34 @@ def _extremes(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show_scores(result: dict[str, Any]) -> None:
-    """Every aggregation side by side, with its interval and its rule for empty masks."""
-    rows = [("metric", "mean", "median", "95 % interval", "patients", "empty masks")]
+    """Every aggregation side by side, with its interval and its rule for empty masks; then subgroups, calibration."""
+    table = [("metric", "mean", "median", "95 % interval", "unit", "patients", "empty masks")]
     for name, m in result["metrics"].items():
-        median = "–" if m["median"] is None else f"{m['median']:.4f}"
-        interval = f"{m['low']:.4f} – {m['high']:.4f}"
-        rows.append((name, f"{m['mean']:.4f}", median, interval, str(m["n"]), m["rule"]))
+        figures = _figure(m["mean"]), _figure(m["median"]), _interval(m)
+        table.append((name, *figures, m["unit"] or "", str(m["n"]), m["rule"]))
     console.show_table(
-        f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", rows
+        f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", table
     )
+    parts = [("subgroup", "dice/patient", "median", "95 % interval", "patients", "which")]
+    for kind, groups in result["subgroups"].items():
+        for name, g in groups.items():
+            figures = _figure(g["mean"]), _figure(g["median"]), _interval(g)
+            parts.append((f"{kind} {name}", *figures, str(g["n"]), g["what"]))
+    console.show_table("Subgroups", parts)
+    for region, found in result["calibration"].items():
+        if found is not None:
+            ece, brier = (
+                f"{_figure(found[name]['mean'])} ({_interval(found[name])})" for name in ("ece", "brier")
+            )
+            console.out.print(f"Calibration, {region} voxels: expected error {ece}, Brier score {brier}")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return "–" if row["low"] is None else f"{row['low']:.4f} – {row['high']:.4f}"
 
 
 def data_id(config: Config) -> str:

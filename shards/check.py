@@ -10,16 +10,13 @@ from shards.config import StoreConfig
 from shards.encode import MASK_SUFFIX, META_SUFFIX, decode_image, decode_mask
 from shards.errors import InputError
 from shards.manifest import MANIFEST, SHARDS, Manifest, ShardRecord, load_index, load_manifest
+from shards.meta import SAID_TWICE, decode_meta
 from shards.pack import data_id
 from shards.store import MissingObject, ObjectStore, open_store
-from shards.strict_json import parse
 from shards.tar import check_contents
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
-
-_SAID_TWICE = ("patient", "slice", "num_slices", "institution", "tumour_pixels")
-"""What both the index and a sample's JSON say."""
 
 
 def check_packed(uri: str, store: StoreConfig, progress: Progress | None = None) -> Manifest:
@@ -108,22 +105,11 @@ def _check_pixels(image: tuple[str, bytes], mask: tuple[str, bytes], row: Row, s
 
 def _check_meta(name: str, data: bytes, row: Row) -> None:
     """Check a sample's JSON against its row: all that both say, and nothing unknown."""
-    try:
-        meta = parse(data)
-    except ValueError as error:
-        raise InputError(f"{name}: is no JSON ({error})") from error
-    known = {*_SAID_TWICE, "missing", "mean", "std"}
-    if not isinstance(meta, dict) or meta.keys() != known:
-        found = ", ".join(sorted(meta)) if isinstance(meta, dict) else type(meta).__name__
-        raise InputError(f"{name}: has {found[:200]!r}, a sample has {', '.join(sorted(known))}")
-    said = {field: meta[field] for field in _SAID_TWICE} | _figures(meta, name)
+    meta = decode_meta(data, name)
+    said = {field: meta[field] for field in SAID_TWICE} | _figures(meta, name)
     for field, value in said.items():
         if type(value) is not type(row[field]) or value != row[field]:
             raise InputError(f"{name}: says {field} {str(value)[:80]!r}, the index {row[field]!r}")
-    if meta["missing"] not in ([], ["pre"], ["post"], ["pre", "post"]):
-        raise InputError(
-            f"{name}: says that {str(meta['missing'])[:80]} is missing; only pre and post can be"
-        )
 
 
 def _figures(meta: dict[str, Any], name: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from shards.encode import MASK_SUFFIX, META_SUFFIX, Pixels, decode_image, decode
 from shards.errors import InputError
 from shards.files import ShardFiles, Span
 from shards.manifest import Manifest, load_index, load_manifest
+from shards.meta import Facts, decode_meta, facts
 from shards.plan import Split
 from shards.rows import numbers
 from shards.store import LocalStore, StoreError, open_store
@@ -171,6 +172,14 @@ class SplitReader:
         mask = decode_mask(data, name, out)
         self._check_size(mask, name)
         return mask
+
+    def read_facts(self, sample: int) -> Facts:
+        """What only the sample's JSON says.  Raises ``InputError`` as ``read``, and where it cannot be true."""
+        data, name = self._member(sample, self.index.meta_span[sample], META_SUFFIX)
+        try:
+            return facts(decode_meta(data, name))
+        except InputError as error:
+            raise InputError(f"{error}; pack the data again") from error
 
     def _check_size(self, pixels: Pixels, name: str) -> None:
         if pixels.shape[:2] != self.native_size:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bts_dist import checkpoint, metrics
+from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.counts import dice
 from bts_dist.runtime import LocalRuntime
 from bts_dist.score import (
     ModelPlace,
@@ -204,8 +205,8 @@ def test_an_output_that_is_not_finite_is_no_score(
 def test_the_picture_is_of_the_slice_with_most_to_show(own: LocalStore, config: Config) -> None:
     patient = PackedData(config.data.shards).manifest.patients["test"][0]
     scored = score_patients(tasks(find_model(own.uri, STORE), config, [patient], 1)[0])[0]
-    counts = scored.score.counts
+    counts = scored.evaluation.score.counts
     most = np.maximum(counts[:, 0] + counts[:, 2], counts[:, 0] + counts[:, 1])
     assert most[scored.slice_number - 1] == most.max()
     assert scored.picture.startswith(b"\x89PNG")
-    assert metrics.dice(counts.sum(axis=0)) == scored.score.dice
+    assert dice(counts.sum(axis=0)) == scored.evaluation.score.dice
