@@ -27,6 +27,7 @@ from bts_dist.runtime import pick_device
 from bts_dist.unet import make_unet
 from shards.config import StoreConfig
 from shards.errors import InputError
+from shards.manifest import Manifest
 from shards.picture import overlay, to_png
 from shards.reader import PackedData
 from shards.store import ObjectStore, join_uri, open_store
@@ -48,6 +49,18 @@ class ModelPlace:
 
     run: str
     name: str
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A model, and the test patients that it has never seen."""
+
+    place: ModelPlace
+    model: Model
+    manifest: Manifest
+    config: Config
+    """The scoring config: data, score and store sections count."""
+    patients: list[str]
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,10 @@ class Scored:
     @property
     def patient(self) -> str:
         return self.evaluation.score.patient
+
+
+Parallel = Callable[[Callable[[ScoreTask], list[Scored]], Sequence[ScoreTask]], Iterator[list[Scored]]]
+"""Does tasks anywhere, and gives their results as they end."""
 
 
 def find_model(uri: str, store: StoreConfig) -> ModelPlace:
@@ -185,16 +202,8 @@ def tasks(model: ModelPlace, config: Config, patients: Sequence[str], workers: i
     return [ScoreTask(model, config.data.shards, config.model_dump_json(), part) for part in dealt]
 
 
-def run_score(
-    place: ModelPlace,
-    config: Config,
-    workers: int,
-    parallel: Callable[[Callable[[ScoreTask], list[Scored]], Sequence[ScoreTask]], Iterator[list[Scored]]],
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """Score the test patients of ``config.data.shards`` and write the results beside the model's run.
-
-    Returns the location written to and the content of ``score.json``.
+def prepare(place: ModelPlace, config: Config) -> Exam:
+    """Load a model and look up its test patients in ``config.data.shards``.
 
     Raises:
         InputError: as ``load_model`` and ``check_unseen``; or predictions are to be made in another way than those
@@ -207,14 +216,53 @@ def run_score(
             f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
         )
     data = PackedData(config.data.shards, config.store)
-    patients = check_unseen(model.progress, data)
+    return Exam(place, model, data.manifest, config, check_unseen(model.progress, data))
+
+
+def examine(
+    exams: Sequence[Exam], workers: int, parallel: Parallel, progress: Callable[[int, int], None] | None
+) -> list[Scored]:
+    """Score the patients of all exams, sorted by patient."""
+    num_patients = sum(len(exam.patients) for exam in exams)
     scored: list[Scored] = []
     # Small parts, so that the progress shows and no worker is left with the long end.
-    for part in parallel(score_patients, tasks(place, config, patients, max(workers, len(patients) // 4))):
+    dealt = [
+        task
+        for exam in exams
+        for task in tasks(exam.place, exam.config, exam.patients, max(workers, len(exam.patients) // 4))
+    ]
+    for part in parallel(score_patients, dealt):
         scored += part
         if progress is not None:
-            progress(len(scored), len(patients))
-    return _write(place, model, data, sorted(scored, key=lambda s: s.patient), config)
+            progress(len(scored), num_patients)
+    return sorted(scored, key=lambda s: s.patient)
+
+
+def run_score(
+    place: ModelPlace,
+    config: Config,
+    workers: int,
+    parallel: Parallel,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Score the test patients of ``config.data.shards`` and write the results beside the model's run.
+
+    Returns the location written to and the content of ``score.json``.
+
+    Raises:
+        InputError: as ``prepare``.
+    """
+    exam = prepare(place, config)
+    scored = examine([exam], workers, parallel, progress)
+    model, manifest = exam.model, exam.manifest
+    about = {
+        "threshold": model.progress.threshold,
+        "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
+        "data": {"shards": config.data.shards, "data id": manifest.data_id},
+        "config": model.config.model_dump(mode="json"),
+    }
+    folder = score_folder(model.progress.data_id, manifest.data_id)
+    return publish(open_store(place.run, config.store), folder, scored, about, config)
 
 
 def score_folder(model_data_id: str, data_id: str) -> str:
@@ -222,26 +270,21 @@ def score_folder(model_data_id: str, data_id: str) -> str:
     return "score" if model_data_id == data_id else f"score-{data_id}"
 
 
-def _write(
-    place: ModelPlace, model: Model, data: PackedData, scored: list[Scored], config: Config
+def publish(
+    run: ObjectStore, folder: str, scored: Sequence[Scored], about: dict[str, Any], config: Config
 ) -> tuple[str, dict[str, Any]]:
-    manifest = data.manifest
+    """Put the results of all patients into a folder of ``run``, ``score.json`` last; ``about`` says what was scored."""
     result = {
         **evaluation.result([s.evaluation for s in scored], config.score),
-        "threshold": model.progress.threshold,
-        "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
+        **about,
         "claim": dict(CLAIM),
         "data": {
-            "shards": config.data.shards,
-            "data id": manifest.data_id,
+            **about["data"],
             "patients": len(scored),
-            "slices": manifest.num_samples("test"),
+            "slices": sum(len(s.evaluation.score.counts) for s in scored),
         },
         "pictures": {s.patient: s.slice_number for s in scored},
-        "config": model.config.model_dump(mode="json"),
     }
-    folder = score_folder(model.progress.data_id, manifest.data_id)
-    run = open_store(place.run, config.store)
     for item in scored:
         run.put(f"{folder}/overlays/{item.patient}.png", item.picture)
     with tempfile.TemporaryDirectory() as scratch:
@@ -249,7 +292,7 @@ def _write(
         write_csv(table, [s.evaluation.score for s in scored])
         run.put(f"{folder}/patients.csv", table.read_bytes())
     run.put(f"{folder}/score.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    return join_uri(place.run, folder), result
+    return join_uri(run.uri, folder), result
 
 
 def read_score(run: ObjectStore, folder: str = "score") -> dict[str, Any]:

@@ -178,6 +178,12 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     cfg = named(_load(config, overrides))
     console.stage("run", run_uri(cfg))
 
+    if cfg.split.kind == "patient" and cfg.split.fold == "all":
+        from cluster import folds_stage
+
+        console.next_step(f"open {folds_stage.cross_validate(cfg)}")
+        return
+
     # Bad input shows before a cluster is started.
     source = stages.verify(cfg)
 

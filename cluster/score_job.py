@@ -1,13 +1,15 @@
 """Scoring as a job: test patients dealt out over Ray tasks, or scored in this process."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bts_dist.config import Config
-from bts_dist.run import absolute
-from bts_dist.score import ModelPlace, run_score
+from bts_dist.out_of_fold import score_out_of_fold
+from bts_dist.run import absolute, open_run
+from bts_dist.score import ModelPlace, Parallel, run_score
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
 
@@ -21,11 +23,32 @@ def run_scoring(
 
     Returns the location of the results and the content of ``score.json``.
     """
-    config, workers = absolute(config), config.cluster.most
-    if "://" not in place.run:
-        place = ModelPlace(str(Path(place.run).resolve()), place.name)
+    config = absolute(config)
+    with _workers(config) as (workers, parallel):
+        return run_score(_absolute(place), config, workers, parallel, progress)
+
+
+def run_out_of_fold(
+    folds: Sequence[tuple[ModelPlace, Config]], config: Config, progress: Progress | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Score all folds of a cross-validation as one job, into the run of ``config``.  As ``score_out_of_fold``."""
+    with _workers(config) as (workers, parallel):
+        exams = [(_absolute(place), absolute(own)) for place, own in folds]
+        return score_out_of_fold(exams, open_run(absolute(config)), workers, parallel, progress)
+
+
+@contextmanager
+def _workers(config: Config) -> Iterator[tuple[int, Parallel]]:
+    """How many tasks run side by side, and what runs them."""
     if config.cluster.runtime != "ray":
-        return run_score(place, config, 1, map, progress)
+        yield 1, map
+        return
     with ray_cluster(config.cluster):
-        cpus = min(config.cluster.cpus_per_worker, float(os.cpu_count() or 1))
-        return run_score(place, config, workers, ray_map(num_cpus=cpus), progress)
+        yield (
+            config.cluster.most,
+            ray_map(num_cpus=min(config.cluster.cpus_per_worker, float(os.cpu_count() or 1))),
+        )
+
+
+def _absolute(place: ModelPlace) -> ModelPlace:
+    return place if "://" in place.run else ModelPlace(str(Path(place.run).resolve()), place.name)

@@ -1,0 +1,25 @@
+"""Cross-validation as a stage: every fold's job, then one table of all patients."""
+
+from contextlib import nullcontext
+
+from bts_dist.config import Config
+from bts_dist.run import absolute, run_uri
+from bts_dist.score import find_model
+from cluster import console, stages
+from cluster.folds import fold_config, num_folds, run_folds
+from cluster.resources import ray_cluster
+from cluster.score_job import run_out_of_fold
+
+
+def cross_validate(config: Config) -> str:
+    """Do the main job for each fold, score every patient by the model that never saw it, and give the page's place."""
+    with ray_cluster(config.cluster) if config.cluster.runtime == "ray" else nullcontext():
+        run_folds(config, lambda fold, line: console.out.print(f"fold {fold}  {line}", markup=False))
+        own = [fold_config(absolute(config), fold) for fold in range(num_folds(config))]
+        folds = [(find_model(run_uri(each), each.store), each) for each in own]
+        with console.progress("score") as update:
+            location, result = run_out_of_fold(folds, config, update)
+    stages.show_scores(result)
+    num = len(result["patients"])
+    console.stage("score", f"{location}/score.json and patients.csv: {num} patients, each out of its fold")
+    return stages.report(run_uri(config), config)
