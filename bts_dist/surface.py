@@ -22,12 +22,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class SurfaceScores:
-    """``None`` stands for undefined: exactly one of the two masks is empty, so one surface does not exist."""
+    """A distance of ``None`` is undefined: exactly one of the two masks is empty, so one surface does not exist."""
 
     hd95: float | None
     """In the unit of the spacing; 0 is perfect.  ``asd`` likewise."""
     asd: float | None
-    surface_dice: float | None
+    surface_dice: float
     """Between 0 and 1; 1 is perfect."""
 
 
@@ -76,7 +76,8 @@ def surface_scores(
     after Nikolov et al. 2018 (arXiv:1809.04430).  They weigh each surface element by its area; here every
     surface voxel counts 1.
 
-    Two empty masks agree: distances 0 and surface Dice 1.  With exactly one empty all scores are ``None``.
+    Two empty masks agree: distances 0 and surface Dice 1.  With exactly one empty no voxel of the other's surface lies
+    near a surface: surface Dice 0, as in MONAI; distances are ``None``.
 
     Args:
         surfaces: of prediction and truth.
@@ -87,13 +88,13 @@ def surface_scores(
     if not has_prediction and not has_truth:
         return SurfaceScores(hd95=0.0, asd=0.0, surface_dice=1.0)
     if not has_prediction or not has_truth:
-        return SurfaceScores(hd95=None, asd=None, surface_dice=None)
+        return SurfaceScores(hd95=None, asd=None, surface_dice=0.0)
     to_truth = _distances(surfaces.prediction, surfaces.truth, spacing)
     to_prediction = _distances(surfaces.truth, surfaces.prediction, spacing)
     both = np.concatenate([to_truth, to_prediction])
     return SurfaceScores(
         hd95=float(max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95))),
-        asd=float(both.mean()),
+        asd=float((to_truth.sum() + to_prediction.sum()) / len(both)),
         surface_dice=float((both <= tolerance + _ROUNDING).mean()),
     )
 

@@ -265,6 +265,27 @@ def test_patients_come_worst_first_and_images_worst_then_best(run, tmp_path):
     ]
 
 
+def test_units_and_signed_figures_are_shown(run, tmp_path):
+    metrics = dict(run.score["metrics"]) | {
+        "hd95/patient": metric(5.43, 3.1, 8.2) | {"unit": "mm"},
+        "asd/patient": metric(1.2, 0.8, 1.9) | {"unit": "mm"},
+        "surface_dice/patient": metric(0.888) | {"unit": "at 2 mm"},
+        "volume_bias/patient": metric(-0.25, -0.4, 0.1) | {"unit": None},
+        "volume_error/patient": metric(1.5, 0.2, 4.0) | {"unit": None},
+    }
+    patients = [row | {"unit": "mm"} for row in run.score["patients"]]
+    page = Page(written(with_score(run, metrics=metrics, patients=patients), tmp_path))
+    labels = page.text("th")
+    assert {"HD95 (mm) per patient, in 3D", "Surface Dice (at 2 mm) per patient, in 3D"} <= set(labels)
+    assert "HD95, mm" in page.text("button")
+    assert "−0.250" in page.text("td")
+    # A sign or a figure beyond 1 has an axis of its own, and leaves that of the ratios alone.
+    titles = page.text("title")
+    assert "-0.250, interval -0.400 to 0.100, on an axis from -0.4 to 0.2" in titles
+    assert "1.500, interval 0.200 to 4.000, on an axis from 0 to 4" in titles
+    assert "0.871, interval 0.841 to 0.891, on an axis from 0.7 to 1" in titles
+
+
 def test_trials_come_best_first(run, tmp_path):
     cells = Page(written(run, tmp_path)).text("td")
     assert cells.index("t1") < cells.index("t0")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packed_set import PackedSet
 from safetensors.torch import load_file
 
 from bts_dist import checkpoint
@@ -15,6 +16,7 @@ from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.counts import dice
+from bts_dist.data import SampleSource
 from bts_dist.runtime import LocalRuntime
 from bts_dist.score import (
     ModelPlace,
@@ -31,6 +33,7 @@ from bts_dist.score import (
 )
 from bts_dist.train import train
 from shards.config import StoreConfig
+from shards.encode import encode_meta
 from shards.errors import InputError
 from shards.reader import PackedData
 from shards.store import LocalStore, MissingObject
@@ -96,6 +99,48 @@ def test_the_scores_are_those_of_the_test_patients(own: LocalStore, config: Conf
     assert read_score(own) == json.loads(json.dumps(result))
     with pytest.raises(MissingObject):
         read_score(own, "score-elsewhere")
+
+
+def test_the_result_has_every_part(own: LocalStore, config: Config) -> None:
+    run_score(find_model(own.uri, STORE), config, 1, backwards)
+    result = read_score(own)
+    assert {"subgroups", "calibration", "thresholds"} < result.keys()
+    slices = PackedData(config.data.shards).manifest.num_samples("test")
+    bins = result["calibration"]["all"]["bins"]
+    assert sum(bin_["voxels"] for bin_ in bins) == slices * 32 * 32
+    assert sum(group["n"] for group in result["subgroups"]["missing"].values()) == 2
+    assert result["metrics"]["surface_dice/patient"]["unit"] == "at 2 px"
+
+
+def test_distances_are_in_millimetres_where_the_shards_say_the_spacing(
+    own: LocalStore, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bts_dist.score.predict_patient", _moved_truth)
+    _, flat = run_score(find_model(own.uri, STORE), config, 1, backwards)
+    data = PackedSet.read(Path(config.data.shards))
+    for shard in (name for name in data.shards if "test" in name):
+        data.put_members(shard, [_with_spacing(*member) for member in data.members(shard)])
+    data.write(tmp_path / "spaced")
+    spaced = with_overrides(config, {"data.shards": str(tmp_path / "spaced"), "score.tolerance_mm": 4.0})
+    _, result = run_score(find_model(own.uri, STORE), spaced, 2, backwards)
+    # All sides are twice as long, and so is the tolerance.
+    for name, factor in (("hd95/patient", 2), ("asd/patient", 2), ("surface_dice/patient", 1)):
+        assert result["metrics"][name]["mean"] == factor * flat["metrics"][name]["mean"], name
+        assert result["metrics"][name]["unit"] == {2: "mm", 1: "at 4 mm"}[factor]
+    for before, after in zip(flat["patients"], result["patients"], strict=True):
+        assert after["tumour_ml"] == pytest.approx((before["tp"] + before["fn"]) * 8 / 1000)
+        assert after["dice"] == before["dice"]
+
+
+def _moved_truth(_: Any, source: SampleSource, patient: str, **__: Any) -> tuple[Any, Any]:
+    truth = np.stack([source.native_mask(int(i)) for i in source.reader.index.samples_of(patient)])
+    return np.roll(truth, 3, axis=2).astype(np.float32), truth
+
+
+def _with_spacing(name: str, data: bytes) -> tuple[str, bytes]:
+    if name.endswith(".json"):
+        data = encode_meta(json.loads(data) | {"spacing_mm": [2.0, 2.0, 2.0]})
+    return name, data
 
 
 def test_a_checkpoint_is_called_by_its_own_epoch(own: LocalStore, config: Config) -> None:

@@ -15,6 +15,8 @@ from shards.config import StoreConfig
 from shards.encode import encode_image, encode_mask, encode_meta
 from shards.errors import InputError
 from shards.manifest import load_manifest
+from shards.meta import Facts
+from shards.reader import PackedData
 from shards.store import open_store
 
 TRAIN_0, TRAIN_1, TRAIN_2, VAL, TEST = (
@@ -44,6 +46,16 @@ def test_a_packed_data_set_is_whole(packed: Path) -> None:
     manifest = check_packed(str(packed), StoreConfig(), lambda done, of: seen.append((done, of)))
     assert manifest == load_manifest(open_store(str(packed)))
     assert seen == [(n, len(manifest.shards)) for n in range(1, len(manifest.shards) + 1)]
+
+
+def test_a_known_spacing_is_welcome(data: PackedSet, tmp_path: Path) -> None:
+    name, meta = first_of(data, VAL, ".json")
+    data.put_member(VAL, name, encode_meta(json.loads(meta) | {"spacing_mm": [5, 0.9, 0.9]}))
+    data.write(tmp_path)
+    check_packed(str(tmp_path), StoreConfig())
+    assert PackedData(str(tmp_path)).training("val").read_facts(0) == Facts(
+        tuple(json.loads(meta)["missing"]), (5.0, 0.9, 0.9)
+    )
 
 
 @pytest.mark.parametrize("encoding", ["webp", "raw"])
@@ -126,6 +138,10 @@ def test_pixels_that_disagree_with_the_index_are_found(data: PackedSet, tmp_path
         ({"std": [1.0, 2.0]}, r"says std '[1.0, 2.0]', not three numbers"),
         ({"std": "flat"}, r"says std 'flat', not three numbers"),
         ({"missing": ["flair"]}, "says that ['flair'] is missing; only pre and post can be"),
+        ({"spacing_mm": [1.0, 1.0]}, "says spacing_mm '[1.0, 1.0]', not three lengths above 0 and up to 100"),
+        ({"spacing_mm": [5.0, 0.0, 1.0]}, "says spacing_mm '[5.0, 0.0, 1.0]', not three lengths"),
+        ({"spacing_mm": [5.0, True, 1.0]}, "says spacing_mm '[5.0, True, 1.0]', not three lengths"),
+        ({"spacing_mm": 1.0}, "says spacing_mm '1.0', not three lengths"),
         ({"surprise": 1}, "surprise, tumour_pixels', a sample has institution, mean, "),
     ],
 )

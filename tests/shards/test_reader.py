@@ -1,3 +1,4 @@
+import json
 import shutil
 import threading
 import time
@@ -9,15 +10,19 @@ from typing import Literal
 import numpy as np
 import pytest
 from fault_proxy import Fault, FaultProxy, refusal
+from packed_set import PackedSet
 from PIL import Image
 
 from shards.config import DataConfig, StoreConfig
+from shards.encode import encode_meta
 from shards.errors import InputError
 from shards.layout import find_patients
 from shards.manifest import dump_manifest, load_manifest
+from shards.meta import Facts
 from shards.reader import PackedData, SplitReader
 from shards.source import read_volume
 from shards.store import StoreError, open_store
+from shards.verify import SourceReport
 
 
 @pytest.fixture
@@ -59,6 +64,23 @@ def test_the_index_agrees_with_the_samples_and_their_json(packed: Path) -> None:
             assert index.institution[sample] == index.patient[sample].split("_")[1]
         assert (index.std > 0).all()
         assert (index.mean > 0).all()
+
+
+def test_facts_are_those_of_the_verified_source(packed: Path, report: SourceReport) -> None:
+    missing = {scan.patient: scan.missing for scan in report.scans}
+    for reader in readers(PackedData(str(packed))):
+        for sample, patient in enumerate(reader.index.patient):
+            assert reader.read_facts(sample) == Facts(missing[patient], None)
+
+
+def test_facts_that_cannot_be_true_are_refused_with_shard_and_sample(packed: Path, tmp_path: Path) -> None:
+    data = PackedSet.read(packed)
+    shard = next(name for name in data.shards if "val" in name)
+    name, meta = next(member for member in data.members(shard) if member[0].endswith(".json"))
+    data.put_member(shard, name, encode_meta(json.loads(meta) | {"missing": ["flair"]}))
+    data.write(tmp_path)
+    with pytest.raises(InputError, match=rf"{shard}: {name}: says that .*'flair'.* pack the data again"):
+        PackedData(str(tmp_path)).training("val").read_facts(0)
 
 
 def test_patients_are_read_in_slice_order(packed: Path) -> None:
