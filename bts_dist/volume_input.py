@@ -18,31 +18,34 @@ def head_figures(volume_NHWC: Tensor) -> tuple[Tensor, Tensor]:
     Both are float32 (3,), rounded to four decimals as in a sample's JSON.  ``volume_NHWC``: all slices of one
     patient, uint8 (N, H, W, 3).
     """
-    flair_P = volume_NHWC[..., _FLAIR].reshape(-1).long()
-    head_P1 = (flair_P.double() > _otsu(_histogram(flair_P, torch.ones_like(flair_P), _LEVELS)) / 2).long()[:, None]
-    # One histogram for all sequences: those of the second one lie behind those of the first one.
-    places_PC = volume_NHWC.reshape(-1, 3).long() + _LEVELS * torch.arange(3, device=volume_NHWC.device)
-    counts = _histogram(places_PC.reshape(-1), head_P1.expand(-1, 3).reshape(-1), 3 * _LEVELS)
-    counts_CL = counts.reshape(3, _LEVELS).double()
-    levels = _levels(volume_NHWC.device)
-    num_C1 = counts_CL.sum(dim=1, keepdim=True).clamp(min=1)
-    mean_C1 = (counts_CL * levels).sum(dim=1, keepdim=True) / num_C1
-    variance_C1 = (counts_CL * (levels - mean_C1) ** 2).sum(dim=1, keepdim=True) / num_C1
-    std_C1 = torch.where(variance_C1 > 0, variance_C1.sqrt(), 1.0)
-    return _rounded(mean_C1[:, 0]), _rounded(std_C1[:, 0])
+    flair = volume_NHWC[..., _FLAIR].reshape(-1).long()
+    threshold = _otsu(_histogram(flair, torch.ones_like(flair), _LEVELS)) / 2
+    head = (flair.double() > threshold).long()
+    # One histogram for all sequences, that of the second one behind that of the first one.
+    places = volume_NHWC.reshape(-1, 3).long() + _LEVELS * torch.arange(3, device=flair.device)
+    weights = head[:, None].expand(-1, 3)
+    counts = _histogram(places.reshape(-1), weights.reshape(-1), 3 * _LEVELS).reshape(3, _LEVELS).double()
+    levels = torch.arange(_LEVELS, dtype=torch.float64, device=flair.device)
+    num = counts.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = (counts * levels).sum(dim=1, keepdim=True) / num
+    variance = (counts * (levels - mean) ** 2).sum(dim=1, keepdim=True) / num
+    std = torch.where(variance > 0, variance.sqrt(), 1.0)
+    return _rounded(mean[:, 0]), _rounded(std[:, 0])
 
 
-def resize_box(volume_NCHW: Tensor, size: int) -> Tensor:
-    """Scale slices to ``size`` × ``size`` by averaging, to the bit as Pillow's ``BOX`` filter does with uint8 pixels.
+def resize_box(image_BCHW: Tensor, size: int) -> Tensor:
+    """Scale slices to ``size`` × ``size`` by averaging, as Pillow's ``BOX`` filter does with uint8 pixels.
 
-    Takes and gives float32 (N, C, H, W) of whole numbers from 0 to 255.
+    Takes and gives float32 (B, C, H, W) of whole numbers from 0 to 255.  The result is Pillow's to the bit for slices
+    that are no taller than wide.  Taller ones Pillow may scale by rows first, depending on its version and their
+    sides; then a pixel may differ by one grey level.
     """
     for _ in range(2):  # Pillow rounds to whole grey levels after the columns and again after the rows
-        weights = _box_weights(volume_NCHW.shape[-1], size, volume_NCHW.device)
+        weights = _box_weights(image_BCHW.shape[-1], size, image_BCHW.device)
         # Whole numbers below 2**53 throughout, so float64 adds them up without rounding.
-        sums = volume_NCHW.double() @ weights
-        volume_NCHW = ((sums + _WEIGHT_ONE // 2) / _WEIGHT_ONE).floor().clamp(0, _LEVELS - 1).float().mT
-    return volume_NCHW
+        sums = image_BCHW.double() @ weights
+        image_BCHW = ((sums + _WEIGHT_ONE // 2) / _WEIGHT_ONE).floor().clamp(0, _LEVELS - 1).float().mT
+    return image_BCHW
 
 
 def _box_weights(num_in: int, num_out: int, device: torch.device) -> Tensor:
@@ -80,10 +83,6 @@ def _histogram(places: Tensor, weights: Tensor, size: int) -> Tensor:
     """Sum of the weights at each place, int64 (size,)."""
     empty = torch.zeros(size, dtype=torch.int64, device=places.device)
     return empty.scatter_add(0, places, weights)
-
-
-def _levels(device: torch.device) -> Tensor:
-    return torch.arange(_LEVELS, dtype=torch.float64, device=device)
 
 
 def _rounded(values: Tensor) -> Tensor:

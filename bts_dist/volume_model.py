@@ -24,19 +24,20 @@ class VolumeModel(nn.Module):
     def forward(self, volume_NHWC: Tensor) -> tuple[Tensor, Tensor]:
         return self.predict(volume_NHWC, *head_figures(volume_NHWC))
 
-    def predict(self, part_NHWC: Tensor, mean_C: Tensor, std_C: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, part_NHWC: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """As ``forward``, for some slices of a volume whose normalisation figures are given, float32 (3,) each."""
         image = part_NHWC.permute(0, 3, 1, 2).float()
         if self.image_size is not None:
             image = resize_box(image, self.image_size)
-        image = (image - mean_C[:, None, None]) / std_C[:, None, None]
-        probability = self._run(image, part_NHWC.shape[1:3])
+        image = (image - mean[:, None, None]) / std[:, None, None]
+        size = (part_NHWC.shape[1], part_NHWC.shape[2])
+        probability = self._run(image, size)
         if self.mirror:
-            probability = (probability + self._run(image.flip(-1), part_NHWC.shape[1:3]).flip(-1)) / 2
+            probability = (probability + self._run(image.flip(-1), size).flip(-1)) / 2
         return probability, (probability > self.threshold).to(torch.uint8)
 
-    def _run(self, image_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
-        logits: Tensor = self.network(image_NCHW)
+    def _run(self, image_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+        logits: Tensor = self.network(image_BCHW)
         if self.image_size is not None:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits.sigmoid()[:, 0]
