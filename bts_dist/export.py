@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.export import Dim, ExportedProgram
 
 from bts_dist.config import Config
@@ -102,7 +102,7 @@ def write_network(model: Model, folder: Path) -> None:
     )
     (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
     weights = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(weights))
     with _quiet():
         whole = VolumeModel(model.network, config.image_size, config.threshold, mirror=config.mirror)
         program = trace(whole, 1 if config.image_size is not None else 2 ** (config.model.depth - 1))

@@ -41,5 +41,5 @@ def _show(result: Export) -> None:
         differing = f"{parity.differing_pixels} of {parity.num_pixels}"
         rows.append((name, f"{parity.max_difference:.2g}", differing))
     console.show_table(f"Parity with scoring in float32, on {result.slices}", rows)
-    sizes = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in result.sizes.items())
+    sizes = ", ".join(f"{name} {size / 1024:,.0f} KiB" for name, size in result.sizes.items())
     console.stage("export", f"{result.folder}: {sizes}")
