@@ -134,6 +134,15 @@ def load_model(place: ModelPlace, store: StoreConfig, device: torch.device) -> M
     return Model(network.eval(), config, progress, device)
 
 
+def check_as_validated(config: Config, model: Model) -> None:
+    """Raise ``InputError`` where predictions are to be made in another way than those the threshold was chosen on."""
+    if config.score.mirror != model.config.score.mirror:
+        raise InputError(
+            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
+            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
+        )
+
+
 def check_unseen(model: Progress, data: PackedData) -> list[str]:
     """The test patients, none of whom the model has seen.
 
@@ -210,11 +219,7 @@ def prepare(place: ModelPlace, config: Config) -> Exam:
             the threshold was chosen on.
     """
     model = load_model(place, config.store, torch.device("cpu"))
-    if config.score.mirror != model.config.score.mirror:
-        raise InputError(
-            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
-            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
-        )
+    check_as_validated(config, model)
     data = PackedData(config.data.shards, config.store)
     return Exam(place, model, data.manifest, config, check_unseen(model.progress, data))
 

@@ -170,6 +170,19 @@ def report(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run (its best checkpoint) or one checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must be new or empty.")],
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a model as ONNX, torch.export and safetensors, once all three predict what scoring predicts."""
+    from cluster import export_stage
+
+    export_stage.export(model, out, config or [], overrides or [])
+
+
+@app.command()
 def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """The main job: verify, pack, tune, train, score and report, skipping what is up to date."""
     from cluster import search_stage, stages

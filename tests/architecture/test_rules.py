@@ -21,6 +21,8 @@ MAX_LINES = 400
 
 KNOBS = {"--config", "-c", "--set", "-s"}
 PLACES = {"--model", "--packed", "--out", "--scores"}
+POSITIONAL = {"export": ["model", "out"]}
+"""Places again: what a command takes without an option's name, from where to where."""
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Calls that run code out of data; numpy's is safe unless told otherwise, which `allow_pickle` below catches.
 UNSAFE_CALLS = {"torch.load", "yaml.full_load", "yaml.unsafe_load", "os.system", "os.popen", "eval", "exec"}
@@ -129,13 +131,15 @@ def test_the_training_reader_cannot_name_the_test_split() -> None:
 def test_the_command_line_has_no_knobs_of_its_own() -> None:
     root = typer.main.get_command(app)
     commands = root.commands  # type: ignore[attr-defined]
-    options = {opt for command in commands.values() for param in command.params for opt in param.opts}
+    named = [p for command in commands.values() for p in command.params if p.param_type_name == "option"]
+    options = {opt for param in named for opt in param.opts}
     assert options == KNOBS | PLACES
     assert {opt for param in root.params for opt in param.opts} - {"--help"} == {"--debug"}
     for name, command in commands.items():
         own = {opt for param in command.params for opt in param.opts}
         assert own >= KNOBS, name
-        assert all(param.param_type_name == "option" for param in command.params), name
+        positional = [param.name for param in command.params if param.param_type_name == "argument"]
+        assert positional == POSITIONAL.get(name, []), name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

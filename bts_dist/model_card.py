@@ -1,0 +1,140 @@
+"""The model card: intended use, data, results and limits of an export, from what checkpoint and scores know.
+
+After Mitchell et al., Model Cards for Model Reporting (FAT* 2019).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, get_args
+
+from jinja2 import Environment, StrictUndefined
+
+from bts_dist.config import Config
+from bts_dist.parity import Parity, ParitySlices
+from bts_dist.run import training_recipe
+from bts_dist.score import Model, ModelPlace, read_score
+from bts_dist.unet import count_parameters
+from shards.errors import InputError
+from shards.plan import SPLITS
+from shards.reader import PackedData, TrainingSplit
+from shards.store import ObjectStore, open_store
+from shards.verify import SEQUENCES
+
+CARD = "MODEL_CARD.md"
+
+_PURPOSE = {
+    "train": "moving the weights",
+    "val": "choosing epoch and threshold",
+    "test": "scoring, nothing else",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Where the figures of a card come from."""
+
+    place: ModelPlace
+    model: Model
+    config: Config
+    """Says where the data set lies."""
+    slices: ParitySlices
+    parity: Mapping[str, Parity]
+    limit: float
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    text = files("bts_dist").joinpath("model_card.md.j2").read_text(encoding="utf-8")
+    return environment.from_string(text).render(_content(facts)).rstrip("\n") + "\n"
+
+
+def is_validated(model: Model) -> bool:
+    """Whether these weights are those that a validation saw: saved at the end of an epoch, not within one."""
+    return model.progress.epoch > 0 and model.progress.loss_sum == 0
+
+
+def scores_of(run: ObjectStore, place: ModelPlace, model: Model) -> list[dict[str, Any]]:
+    """Every ``score.json`` of the run that is of this checkpoint, that of its own data set first."""
+    folders = sorted({e.key.split("/")[0] for e in run.list("score") if e.key.endswith("/score.json")})
+    found = [read_score(run, folder) for folder in folders]
+    own = f"{place.name} (epoch {model.progress.epoch})"
+    return [score for score in found if score["checkpoint"] == own]
+
+
+def _content(facts: CardFacts) -> dict[str, Any]:
+    model, config = facts.model, facts.model.config
+    progress, validated = model.progress, is_validated(model)
+    run = open_store(facts.place.run, facts.config.store)
+    return {
+        "run": facts.place.run.rstrip("/").rpartition("/")[2],
+        "checkpoint": facts.place.name,
+        "sequences": SEQUENCES,
+        "model": config.model,
+        "parameters": count_parameters(model.network),
+        "image_size": config.data.image_size,
+        "step": 2 ** (config.model.depth - 1),
+        "mirror": config.score.mirror,
+        "weights": "moving average of the steps"
+        if config.optim.ema is not None
+        else "as the last step left them",
+        "threshold": progress.threshold,
+        "validated": validated,
+        "validation": progress.val_dice[-1] if validated else None,
+        "progress": progress,
+        "recipe": training_recipe(config),
+        **_data(facts),
+        "scores": [_score(each, progress.data_id) for each in scores_of(run, facts.place, model)],
+        "parity": facts.parity,
+        "parity_slices": facts.slices.description,
+        "real": facts.slices.real,
+        "limit": facts.limit,
+    }
+
+
+def _data(facts: CardFacts) -> dict[str, Any]:
+    """What the data set says of itself, where it can be read and is the one the model was trained on."""
+    unknown = {"splits": [], "institutions": [], "height": 0, "width": 0}
+    try:
+        data = PackedData(facts.config.data.shards, facts.config.store)
+    except InputError:
+        return unknown
+    manifest = data.manifest
+    if manifest.data_id != facts.model.progress.data_id:
+        return unknown
+    seen = {name for split in get_args(TrainingSplit) for name in data.training(split).index.institution}
+    splits = [
+        {
+            "name": split,
+            "patients": len(manifest.patients[split]),
+            "slices": manifest.num_samples(split),
+            "purpose": _PURPOSE[split],
+        }
+        for split in SPLITS
+    ]
+    return {
+        "splits": splits,
+        "institutions": sorted(seen),
+        "height": manifest.height,
+        "width": manifest.width,
+    }
+
+
+def _score(score: dict[str, Any], own_data_id: str) -> dict[str, Any]:
+    patients = score["patients"]
+    dices = [patient["dice"] for patient in patients]
+    return {
+        "own": score["data"]["data id"] == own_data_id,
+        "data_id": score["data"]["data id"],
+        "patients": len(patients),
+        "slices": score["data"]["slices"],
+        "threshold": score["threshold"],
+        "rows": [{"name": name, **row} for name, row in score["metrics"].items()],
+        "lowest": min(dices),
+        "highest": max(dices),
+        "below_half": sum(value < 0.5 for value in dices),
+        "missed": sum(row["tp"] == 0 and row["fn"] > 0 for row in patients),
+    }

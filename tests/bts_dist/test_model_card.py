@@ -1,0 +1,136 @@
+"""The card says what checkpoint, data set and scores say, and no more."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bts_dist import metrics
+from bts_dist.checkpoint import Progress
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.data import SampleSource
+from bts_dist.metrics import PatientScore
+from bts_dist.model_card import CardFacts, is_validated, model_card
+from bts_dist.parity import Parity, ParitySlices
+from bts_dist.score import Model, ModelPlace
+from bts_dist.unet import count_parameters, make_unet
+from shards.reader import PackedData
+from shards.store import LocalStore
+
+NAME = "step-00000016-a1"
+PARITY = {"model.onnx": Parity(3.2e-7, 2, 4096)}
+
+
+@pytest.fixture
+def facts(config: Config, packed: Path, run: LocalStore) -> CardFacts:
+    """A checkpoint of the packed phantom, not scored."""
+    data = PackedData(str(packed))
+    source = SampleSource(data.training("val"), config.data)
+    seen = [*data.manifest.patients["train"], *data.manifest.patients["val"]]
+    progress = Progress(
+        2, 16, val_dice=[0.1, 0.4321], threshold=0.7, data_id=data.manifest.data_id, patients=seen
+    )
+    model = Model(make_unet(config.model, torch.device("cpu")), config, progress, torch.device("cpu"))
+    slices = ParitySlices(source, ("x",), "5 slices of 1 validation patients", real=True)
+    return CardFacts(ModelPlace(run.uri, NAME), model, config, slices, PARITY, 1e-3)
+
+
+def changed(facts: CardFacts, **changes: Any) -> CardFacts:
+    return CardFacts(**{**{name: getattr(facts, name) for name in facts.__dataclass_fields__}, **changes})
+
+
+def put_score(run: LocalStore, folder: str, checkpoint: str, data_id: str) -> dict[str, Any]:
+    """A ``score.json`` of three patients: one well found, one badly, one missed."""
+    scores = [
+        PatientScore(name, "AX", np.array([counts], np.int64), 1.0, 0.5)
+        for name, counts in (("A", (90, 10, 10)), ("B", (10, 30, 40)), ("C", (0, 5, 50)))
+    ]
+    result = {
+        **metrics.to_json(scores, metrics.summarise(scores, 100, 0)),
+        "threshold": 0.7,
+        "checkpoint": checkpoint,
+        "data": {"data id": data_id, "patients": 3, "slices": 3},
+    }
+    run.put(f"{folder}/score.json", json.dumps(result).encode())
+    return result
+
+
+def test_a_card_without_scores_says_so(facts: CardFacts) -> None:
+    card = model_card(facts)
+    assert "have not been scored on held-out patients" in card
+    assert "| Threshold | 0.7, chosen on the validation patients |" in card
+    assert "`dice/patient` was 0.4321" in card
+    assert f"{count_parameters(facts.model.network):,} parameters" in card
+    assert "| `model.onnx` | 3.2e-07 | 2 of 4096 |" in card
+    assert "moving average" in card
+    assert "5 slices of 1 validation patients" in card
+    assert "bf16" not in card
+
+
+def test_the_data_set_is_told_as_its_manifest_tells_it(facts: CardFacts, packed: Path) -> None:
+    card, manifest = model_card(facts), PackedData(str(packed)).manifest
+    assert f"`{manifest.data_id}`. The model was trained or chosen on 8 of its patients" in card
+    for split, purpose in (("train", "moving"), ("val", "choosing"), ("test", "scoring")):
+        assert (
+            f"| {split} | {len(manifest.patients[split])} | {manifest.num_samples(split)} | {purpose}" in card
+        )
+    assert "Slices are 32 × 32 pixels" in card
+    assert str(packed) not in card
+
+
+@pytest.mark.parametrize("place", ["nowhere", "external"])
+def test_another_data_set_is_not_taken_for_the_models_own(
+    facts: CardFacts, external: Path, tmp_path: Path, place: str
+) -> None:
+    shards = external if place == "external" else tmp_path / "nowhere"
+    card = model_card(changed(facts, config=with_overrides(facts.config, {"data.shards": str(shards)})))
+    assert "could not be read" in card
+    assert "| train |" not in card
+    assert facts.model.progress.data_id in card
+
+
+def test_scores_of_this_checkpoint_are_shown_with_their_spread(facts: CardFacts, run: LocalStore) -> None:
+    own = put_score(run, "score", f"{NAME} (epoch 2)", facts.model.progress.data_id)
+    card = model_card(facts)
+    assert "Held-out test patients of the same data set" in card
+    assert "scored on no other data set" in card
+    for name, row in own["metrics"].items():
+        interval = f"{row['low']:.4f} – {row['high']:.4f}"
+        assert f"| `{name}` | {row['mean']:.4f} | {interval} |" in card
+    assert "Dice is from 0.000 to 0.900, below 0.5 in 2 of 3, and in 1 the tumour was missed" in card
+    put_score(run, "score-0123456789abcdef", f"{NAME} (epoch 2)", "0123456789abcdef")
+    card = model_card(facts)
+    assert "### Patients of data set `0123456789abcdef`" in card
+    assert "scored on no other data set" not in card
+
+
+def test_scores_of_another_checkpoint_are_not_shown(facts: CardFacts, run: LocalStore) -> None:
+    put_score(run, "score", "step-00000008-a1 (epoch 1)", facts.model.progress.data_id)
+    assert "have not been scored on held-out patients" in model_card(facts)
+
+
+def test_weights_saved_within_an_epoch_were_not_validated(facts: CardFacts) -> None:
+    assert is_validated(facts.model)
+    for progress in (Progress(), Progress(epoch=1, step=11, loss_sum=2.5, val_dice=[0.4])):
+        model = Model(facts.model.network, facts.model.config, progress, facts.model.device)
+        card = model_card(changed(facts, model=model))
+        assert "they were never validated" in card
+        assert "not chosen on validation patients" in card
+        assert "`dice/patient` was" not in card
+
+
+def test_phantoms_and_low_precision_are_told(facts: CardFacts) -> None:
+    config = with_overrides(
+        facts.model.config, {"train.precision": "bf16", "optim.ema": None, "data.image_size": 16}
+    )
+    model = Model(facts.model.network, config, facts.model.progress, facts.model.device)
+    slices = ParitySlices(facts.slices.source, ("x",), "5 slices of phantoms", real=False)
+    card = model_card(changed(facts, model=model, slices=slices))
+    assert "drawn phantoms, no MRI" in card
+    assert "validated in bf16" in card
+    assert "as the last step left them" in card
+    assert "| 16 pixels; probabilities are scaled back" in card
