@@ -134,6 +134,15 @@ def check_unseen(model: Progress, data: PackedData) -> list[str]:
     return patients
 
 
+def check_same_way(model: Model, config: Config) -> None:
+    """Raise ``InputError`` where predictions are to be made in another way than those the threshold was chosen on."""
+    if config.score.mirror != model.config.score.mirror:
+        raise InputError(
+            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
+            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
+        )
+
+
 def score_patients(task: ScoreTask) -> list[Scored]:
     """Score a task's patients.  Batches never span patients, so the result does not depend on the division."""
     config = Config.model_validate_json(task.config)
@@ -196,11 +205,7 @@ def run_score(
             the threshold was chosen on.
     """
     model = load_model(place, config.store, torch.device("cpu"))
-    if config.score.mirror != model.config.score.mirror:
-        raise InputError(
-            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
-            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
-        )
+    check_same_way(model, config)
     data = PackedData(config.data.shards, config.store)
     patients = check_unseen(model.progress, data)
     scored: list[Scored] = []

@@ -21,6 +21,8 @@ MAX_LINES = 400
 
 KNOBS = {"--config", "-c", "--set", "-s"}
 PLACES = {"--model", "--packed", "--out", "--scores"}
+ARGUMENTS = {"predict": ["model", "source", "out"]}
+"""Places as well: what a command is about, where each of them is always needed."""
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Calls that run code out of data; numpy's is safe unless told otherwise, which `allow_pickle` below catches.
 UNSAFE_CALLS = {"torch.load", "yaml.full_load", "yaml.unsafe_load", "os.system", "os.popen", "eval", "exec"}
@@ -129,13 +131,20 @@ def test_the_training_reader_cannot_name_the_test_split() -> None:
 def test_the_command_line_has_no_knobs_of_its_own() -> None:
     root = typer.main.get_command(app)
     commands = root.commands  # type: ignore[attr-defined]
-    options = {opt for command in commands.values() for param in command.params for opt in param.opts}
+    options = {
+        opt
+        for command in commands.values()
+        for param in command.params
+        if param.param_type_name == "option"
+        for opt in param.opts
+    }
     assert options == KNOBS | PLACES
     assert {opt for param in root.params for opt in param.opts} - {"--help"} == {"--debug"}
     for name, command in commands.items():
         own = {opt for param in command.params for opt in param.opts}
         assert own >= KNOBS, name
-        assert all(param.param_type_name == "option" for param in command.params), name
+        arguments = [param.name for param in command.params if param.param_type_name == "argument"]
+        assert arguments == ARGUMENTS.get(name, []), name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
