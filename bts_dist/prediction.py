@@ -32,12 +32,12 @@ from shards.layout import patient_of
 from shards.picture import overlay, to_png
 from shards.reader import resized
 from shards.store import join_uri, open_store
-from shards.verify import head_figures, missing_sequences
+from shards.verify import head_figures, missing_sequences, recorded
 
 RECORD, VOLUMES = "prediction.json", "volumes.csv"
 PACKAGES = ("bts-dist", "torch", "numpy", "pillow", "nibabel", "pydicom")
-ENLARGED_TO_PX = 512
-"""Overlays are enlarged by whole factors up to this width."""
+TWICE_UP_TO_PX = 320
+"""Overlays of slices up to this width are drawn at twice their size."""
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
@@ -97,7 +97,7 @@ def sides(model: Model, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _batches(image_NHWC: Pixels, sides: tuple[int, int], batch: int) -> Iterator[Batch]:
-    mean, std = (torch.tensor(figures, dtype=torch.float32) for figures in head_figures(image_NHWC))
+    mean, std = (torch.tensor(recorded(f), dtype=torch.float32) for f in head_figures(image_NHWC))
     for start in range(0, len(image_NHWC), batch):
         part = np.stack([resized(image_HWC, sides) for image_HWC in image_NHWC[start : start + batch]])
         num = len(part)
@@ -129,8 +129,8 @@ def _predict_study(model: Model, config: Config, study: Study, folder: Path) -> 
 def _draw(image_NHWC: Pixels, mask_NHW: NDArray[np.bool_], folder: Path) -> None:
     """A picture of each slice with tumour, or of the middle one where there is none."""
     shown = np.flatnonzero(mask_NHW.any(axis=(1, 2)))
+    scale = 2 if image_NHWC.shape[2] <= TWICE_UP_TO_PX else 1
     for index in shown if len(shown) else [len(mask_NHW) // 2]:
-        scale = max(1, ENLARGED_TO_PX // image_NHWC.shape[2])
         picture = overlay(image_NHWC[index], None, mask_NHW[index], scale=scale)
         (folder / f"{index + 1:04d}.png").write_bytes(to_png(picture))
 

@@ -181,6 +181,11 @@ def head_figures(image_NHWC: Pixels) -> tuple[Figures, Figures]:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
+def recorded(figures: Figures) -> list[float]:
+    """Figures as samples carry them, and as images are normalised by: to four decimals."""
+    return [round(v, 4) for v in figures]
+
+
 def _otsu(counts: NDArray[np.int64]) -> float:
     """The threshold that parts a 256-bin histogram in two with the most variance between them (Otsu 1979).
 
