@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from bts_dist import checkpoint, memory
 from bts_dist.config import Config
 from bts_dist.data import Batch
-from bts_dist.intake import find_studies
 from bts_dist.predict import predict_slices
 from bts_dist.score import Model, ModelPlace, check_same_way
 from bts_dist.study import Study
@@ -47,11 +46,11 @@ def run_prediction(
     place: ModelPlace,
     model: Model,
     config: Config,
-    source: str,
+    studies: Sequence[Study],
     out: Path,
     progress: Progress | None = None,
 ) -> Row:
-    """Predict on the patients at ``source`` and write the new folder ``out``, which is there when it is whole.
+    """Predict on ``studies``, as ``find_studies`` gives them, and write the new folder ``out``, which is there when it is whole.
 
     Of ``config`` the store and the batch count; all else is the checkpoint's.  ``progress`` gets slices done and all.
     Returns the content of ``prediction.json``.
@@ -60,8 +59,7 @@ def run_prediction(
         InputError: the input is unfit, ``out`` is taken, or the model gives no numbers; it names the file.
     """
     check_same_way(model, config)
-    _check_free(out)
-    studies = find_studies(source)
+    check_free(out)
     for study in studies:
         _check_size(model, study)
     total = sum(study.slices_shape[0] for study in studies)
@@ -71,7 +69,7 @@ def run_prediction(
             rows.append(_predict_study(model, config, study, folder))
             if progress is not None:
                 progress(sum(row["slices"] for row in rows), total)
-        record = _record(place, model, config, source, rows)
+        record = _record(place, model, config, rows)
         _write_volumes(folder / VOLUMES, rows)
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
@@ -158,7 +156,7 @@ def _row(model: Model, study: Study, image_NHWC: Pixels, mask_NHW: NDArray[np.bo
     }
 
 
-def _record(place: ModelPlace, model: Model, config: Config, source: str, rows: Sequence[Row]) -> Row:
+def _record(place: ModelPlace, model: Model, config: Config, rows: Sequence[Row]) -> Row:
     listed = open_store(place.run, config.store).get(f"{checkpoint.FOLDER}/{place.name}/{checkpoint.FILES}")
     return {
         "model": {
@@ -170,7 +168,6 @@ def _record(place: ModelPlace, model: Model, config: Config, source: str, rows: 
             "device": str(model.device),
             "batch": config.score.batch,
         },
-        "input": source,
         "patients": list(rows),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "config": model.config.model_dump(mode="json"),
@@ -200,7 +197,8 @@ def _check_size(model: Model, study: Study) -> None:
         raise InputError(f"{study.patient} has no pixels; export it again")
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise ``InputError`` where ``out`` is a file or a folder with something in it."""
     if not out.exists():
         return
     if not out.is_dir():

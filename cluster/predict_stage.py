@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from bts_dist.compose import load_config
-from bts_dist.prediction import VOLUMES, run_prediction
+from bts_dist.intake import find_studies
+from bts_dist.prediction import VOLUMES, check_free, run_prediction
 from bts_dist.runtime import pick_device
 from bts_dist.score import find_model, load_model
 from cluster import console
@@ -15,14 +16,17 @@ def predict(model: str, source: str, out: Path, files: list[Path], overrides: li
     """Predict on the images at ``source``; settings are those of the model, with ``files`` and ``overrides`` over them.
 
     Raises:
-        InputError: as ``find_model``, ``load_model`` and ``run_prediction``.
+        InputError: as ``find_model``, ``load_model``, ``find_studies`` and ``run_prediction``.
     """
+    check_free(out)
     store = StoreConfig()
     place = find_model(model, store)
     loaded = load_model(place, store, pick_device(0))
     config = load_config(files, overrides, loaded.config)
+    with console.progress("look at input", unit="patients") as update:
+        studies = find_studies(source, update)
     with console.progress("predict", unit="slices") as update:
-        record = run_prediction(place, loaded, config, source, out, update)
+        record = run_prediction(place, loaded, config, studies, out, update)
     _show(record)
     console.stage("predict", f"{out}: masks, overlays and {VOLUMES}")
 

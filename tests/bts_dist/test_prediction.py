@@ -50,7 +50,9 @@ def source(packed: Path) -> Path:
 def predict(run: str, source: Path, out: Path, *sets: tuple[str, object]) -> dict:
     place = find_model(run, STORE)
     model = load_model(place, STORE, CPU)
-    return run_prediction(place, model, with_overrides(model.config, dict(sets)), str(source), out)
+    return run_prediction(
+        place, model, with_overrides(model.config, dict(sets)), find_studies(str(source)), out
+    )
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -87,7 +89,7 @@ def test_a_folder_of_patients(run: str, model: Model, source: Path, tmp_path: Pa
         place,
         model,
         model.config,
-        str(source),
+        find_studies(str(source)),
         tmp_path / "out",
         lambda done, total: seen.append((done, total)),
     )
@@ -169,7 +171,9 @@ def test_a_patient_without_tumour_has_a_picture_too(
 ) -> None:
     silent = replace(model, progress=replace(model.progress, threshold=0.999))
     patient = sorted(source.iterdir())[0]
-    record = run_prediction(find_model(run, STORE), silent, model.config, str(patient), tmp_path / "out")
+    record = run_prediction(
+        find_model(run, STORE), silent, model.config, find_studies(str(patient)), tmp_path / "out"
+    )
     assert record["patients"][0]["tumour_voxels"] == 0
     assert len(list((tmp_path / "out" / "overlays" / patient.name).iterdir())) == 1
 
