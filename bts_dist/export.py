@@ -22,10 +22,10 @@ from torch.export import Dim, ExportedProgram
 
 from bts_dist.config import Config
 from bts_dist.exported import CONFIG, FORMAT, RECORD, WEIGHTS, ExportedConfig, open_exported, sha256_of
+from bts_dist.model import Model, ModelPlace
 from bts_dist.model_card import CARD, CardFacts, model_card
 from bts_dist.parity import LIMIT, Engine, Parity, ParitySlices, measure, parity_slices
 from bts_dist.run import training_recipe
-from bts_dist.score import Model, ModelPlace
 from bts_dist.volume_model import VolumeModel
 from shards.encode import Pixels
 from shards.errors import InputError

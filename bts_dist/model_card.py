@@ -11,9 +11,10 @@ from typing import Any, get_args
 from jinja2 import Environment, StrictUndefined
 
 from bts_dist.config import Config
+from bts_dist.model import Model, ModelPlace
 from bts_dist.parity import Parity, ParitySlices
 from bts_dist.run import training_recipe
-from bts_dist.score import Model, ModelPlace, read_score
+from bts_dist.score import read_score
 from bts_dist.unet import count_parameters
 from shards.errors import InputError
 from shards.plan import SPLITS

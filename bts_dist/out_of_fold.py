@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bts_dist.config import Config
-from bts_dist.score import Exam, ModelPlace, Parallel, examine, prepare, publish
+from bts_dist.model import ModelPlace
+from bts_dist.score import Exam, Parallel, examine, prepare, publish
 from shards.errors import InputError
 from shards.store import ObjectStore
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
+from bts_dist.model import Model
 from bts_dist.predict import predict_patient
-from bts_dist.score import Model
 from shards.config import HoldoutSplit, PackConfig, PhantomConfig, StoreConfig
 from shards.encode import Pixels
 from shards.errors import InputError

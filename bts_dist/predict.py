@@ -1,6 +1,6 @@
 """Tumour probabilities for the slices of a patient, always at native size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bts_dist.data import SampleSource
+from bts_dist.data import Batch, SampleSource
 from shards.encode import Pixels
 
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,6 +41,24 @@ def probabilities(
     return (out + run(image_BCHW.flip(-1)).flip(-1)) / 2 if mirror else out
 
 
+def predict_slices(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    precision: str,
+    mirror: bool,
+) -> NDArray[np.float32]:
+    """Probabilities (slices, *size) of the slices in ``batches``, in their order."""
+    parts: list[NDArray[np.float32]] = []
+    for batch in batches:
+        image, _ = batch.to(device)
+        image = image.contiguous(memory_format=torch.channels_last)
+        parts.append(probabilities(model, image, size, precision=precision, mirror=mirror).cpu().numpy())
+    return np.concatenate(parts)
+
+
 def predict_patient(
     model: nn.Module,
     source: SampleSource,
@@ -53,15 +71,11 @@ def predict_patient(
 ) -> tuple[NDArray[np.float32], Pixels]:
     """Probabilities (slices, H, W) and the truth (slices, H, W) of one patient, in slice order at native size."""
     ids = source.reader.index.samples_of(patient)
-    size = source.reader.native_size
-    parts: list[NDArray[np.float32]] = []
-    truths: list[Pixels] = []
-    for chunk in _chunks(ids, batch):
-        image, _ = source.batch(chunk).to(device)
-        image = image.contiguous(memory_format=torch.channels_last)
-        parts.append(probabilities(model, image, size, precision=precision, mirror=mirror).cpu().numpy())
-        truths += [source.native_mask(int(i)) for i in chunk]
-    return np.concatenate(parts), np.stack(truths)
+    batches = (source.batch(chunk) for chunk in _chunks(ids, batch))
+    probability = predict_slices(
+        model, batches, source.reader.native_size, device=device, precision=precision, mirror=mirror
+    )
+    return probability, np.stack([source.native_mask(int(i)) for i in ids])
 
 
 def _chunks(ids: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

@@ -154,6 +154,26 @@ def score(config: ConfigFiles = None, overrides: Overrides = None, model: ModelO
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A run (its best checkpoint) or one checkpoint.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="TIFF or PNG slices, NIfTI or a DICOM series (docs/predict.md)."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="New folder for masks, overlays and volumes.")],
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+) -> None:
+    """Predict masks for images that have none, in their own format and geometry."""
+    from cluster import predict_stage
+
+    predict_stage.predict(model, source, out, config or [], overrides or [])
+    console.next_step(f"open {out}/overlays")
+
+
+@app.command()
 def report(
     config: ConfigFiles = None,
     overrides: Overrides = None,

@@ -6,8 +6,8 @@ import torch
 
 from bts_dist.compose import load_config
 from bts_dist.export import Export, check_free, check_packages, export_model
+from bts_dist.model import check_as_validated, find_model, load_model
 from bts_dist.model_card import CARD
-from bts_dist.score import check_as_validated, find_model, load_model
 from cluster import console
 
 

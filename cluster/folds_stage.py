@@ -3,8 +3,8 @@
 from contextlib import nullcontext
 
 from bts_dist.config import Config
+from bts_dist.model import find_model
 from bts_dist.run import absolute, run_uri
-from bts_dist.score import find_model
 from cluster import console, stages
 from cluster.folds import fold_config, num_folds, run_folds
 from cluster.resources import ray_cluster

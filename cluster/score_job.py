@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bts_dist.config import Config
+from bts_dist.model import ModelPlace
 from bts_dist.out_of_fold import score_out_of_fold
 from bts_dist.run import absolute, open_run
-from bts_dist.score import ModelPlace, Parallel, run_score
+from bts_dist.score import Parallel, run_score
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
 

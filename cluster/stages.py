@@ -11,10 +11,11 @@ import torch
 from bts_dist import checkpoint
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
+from bts_dist.model import ModelPlace, find_model, load_model
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
-from bts_dist.score import ModelPlace, find_model, load_model, read_score
+from bts_dist.score import read_score
 from bts_dist.track import METRICS, read_metrics
 from cluster import console
 from cluster.pack_job import packed_id, run_pack

@@ -20,7 +20,7 @@ from shards.parallel import ahead
 from shards.plan import ShardPlan
 from shards.source import Volume, read_volume
 from shards.store import ObjectStore, open_store
-from shards.verify import PatientScan
+from shards.verify import PatientScan, recorded
 from shards.writer import ShardWriter
 
 
@@ -86,8 +86,8 @@ def _add_sample(
         "institution": scan.institution,
         "tumour_pixels": scan.tumour_pixels[position],
         "missing": list(scan.missing),
-        "mean": [round(v, 4) for v in scan.mean],
-        "std": [round(v, 4) for v in scan.std],
+        "mean": recorded(scan.mean),
+        "std": recorded(scan.std),
     }
     image = encode_image(volume.image_NHWC[position], task.encoding)
     image_at = writer.add(f"{key}.{IMAGE_SUFFIX[task.encoding]}", image)

@@ -109,7 +109,7 @@ def _parse(path: str, name: str) -> tuple[int, bool] | None:
 def _pair(path: str, names: Sequence[str]) -> tuple[PatientFiles, list[Problem]]:
     """Match one folder's images with their masks; the patient has the slices that have both."""
     folder = path.rpartition("/")[2]
-    patient = _DATE.sub("", folder)
+    patient = patient_of(folder)
     images: dict[int, str] = {}
     masks: dict[int, str] = {}
     problems: list[Problem] = []
@@ -160,6 +160,11 @@ def _numbering(patient: str, path: str, numbers: set[int]) -> list[Problem]:
         what = f"numbers its slices from {first}, not from 1"
         problems.append(Problem("warning", patient, f"{path}/", what, "check that no slice was lost"))
     return problems
+
+
+def patient_of(folder: str) -> str:
+    """The patient that a folder is called after: its name without a date at the end."""
+    return _DATE.sub("", folder)
 
 
 def _two_folders(patients: Sequence[PatientFiles]) -> list[Problem]:

@@ -224,6 +224,14 @@ class SplitReader:
             self.read(sample, image_out, mask_out)
             return
         image, mask = self.read(sample)
-        image_out[...] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+        image_out[...] = resized(image, (height, width))
         share = Image.fromarray(mask * np.uint8(255)).resize((width, height), Image.Resampling.BOX)
         mask_out[...] = np.asarray(share) >= 128
+
+
+def resized(image_HWC: Pixels, size: tuple[int, int]) -> Pixels:
+    """A uint8 image scaled to ``size`` by averaging, as the model sees it; itself where it has that size."""
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    height, width = size
+    return np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BOX))

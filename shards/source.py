@@ -21,6 +21,7 @@ from shards.store import MissingObject, ObjectStore
 Pixels = NDArray[np.uint8]
 
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277  # TIFF 6.0, section 8
+_PNG_BIT_DEPTH = 24  # Offset of the byte: signature, length, IHDR, width, height (ISO/IEC 15948, 11.2.2)
 # What Pillow was seen to raise for files with random bytes changed.
 _DAMAGE = (OSError, ValueError, TypeError, OverflowError, SyntaxError, Image.DecompressionBombError)
 _READERS = 8  # Threads that hide an object store's latency; a patient is some 50 small files.
@@ -115,23 +116,52 @@ def decode_mask(key: str, data: bytes) -> Pixels:
     return (mask_HW > 0).astype(np.uint8)
 
 
-def _decode(key: str, data: bytes, mode: str, remedy: str) -> Pixels:
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file, whatever it shows."""
+
+    pixels: NDArray[np.generic]
+    mode: str
+    """Pillow's name for the kind of pixels."""
+    channels: int
+    bits: int
+    """Of one channel, in the file."""
+
+
+def decode_picture(key: str, data: bytes, formats: tuple[str, ...] = ("TIFF",)) -> Picture:
+    """Decode a TIFF or PNG of one page; raises ``FileError`` for damaged files and any other format."""
+    kinds = " or ".join(formats)
     # A process-wide switch: left on by another library, half a file would decode to a half-black slice.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        picture = Image.open(io.BytesIO(data), formats=["TIFF"])
-        assert isinstance(picture, TiffImagePlugin.TiffImageFile)
-        pages, tags = picture.n_frames, picture.tag_v2
-        channels, bits = tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(_BITS_PER_SAMPLE, (1,)))
+        picture = Image.open(io.BytesIO(data), formats=formats)
+        pages = getattr(picture, "n_frames", 1)
+        channels, bits = _depth(picture, data)
         pixels = np.array(picture)
     except _DAMAGE as error:
-        reason = "no TIFF header" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise FileError(key, f"is damaged or no TIFF ({len(data)} bytes, {reason})", "restore it") from error
+        reason = f"no {kinds} header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise FileError(
+            key, f"is damaged or no {kinds} ({len(data)} bytes, {reason})", "restore it"
+        ) from error
     if pages != 1:
         raise FileError(key, f"holds {pages} pages", "save each slice as a file of its own")
-    if picture.mode != mode or bits != 8:  # Pillow cuts 16-bit RGB down to 8 without a word.
-        raise FileError(key, f"is a {channels}-channel {bits}-bit image (mode {picture.mode})", remedy)
-    return pixels
+    return Picture(pixels, picture.mode, channels, bits)
+
+
+def _depth(picture: Image.Image, data: bytes) -> tuple[int, int]:
+    """Channels and bits of each, by the file's own word: Pillow cuts 16-bit RGB down to 8 without one."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        tags = picture.tag_v2
+        return tags.get(_SAMPLES_PER_PIXEL, 1), max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    return len(picture.getbands()), data[_PNG_BIT_DEPTH]
+
+
+def _decode(key: str, data: bytes, mode: str, remedy: str) -> Pixels:
+    picture = decode_picture(key, data)
+    if picture.mode != mode or picture.bits != 8:
+        what = f"is a {picture.channels}-channel {picture.bits}-bit image (mode {picture.mode})"
+        raise FileError(key, what, remedy)
+    return picture.pixels.astype(np.uint8, copy=False)
 
 
 def _fetch(store: ObjectStore, keys: Sequence[str]) -> dict[str, bytes]:

@@ -99,7 +99,7 @@ def scan_patient(store: ObjectStore, patient: PatientFiles) -> PatientScan:
     alike = [image for image in images if image.shape[:2] == shape]
     image_NHWC = np.stack(alike) if alike else np.zeros((0, 0, 0, len(SEQUENCES)), np.uint8)
     tumour_pixels = {number: int(mask.sum()) for number, mask in contents.masks.items()}
-    missing = _missing(image_NHWC)
+    missing = missing_sequences(image_NHWC)
     mean, std = head_figures(image_NHWC)
     blank = {n for n, image in contents.images.items() if (image == image[0, 0]).all()}
     digests = tuple(
@@ -181,6 +181,11 @@ def head_figures(image_NHWC: Pixels) -> tuple[Figures, Figures]:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
+def recorded(figures: Figures) -> list[float]:
+    """Figures as samples carry them, and as images are normalised by: to four decimals."""
+    return [round(v, 4) for v in figures]
+
+
 def _otsu(counts: NDArray[np.int64]) -> float:
     """The threshold that parts a 256-bin histogram in two with the most variance between them (Otsu 1979).
 
@@ -207,7 +212,8 @@ def _pixel_digest(image_HWC: Pixels) -> str:
     return hashlib.blake2b(image_HWC.tobytes(), digest_size=16).hexdigest()
 
 
-def _missing(image_NHWC: Pixels) -> tuple[str, ...]:
+def missing_sequences(image_NHWC: Pixels) -> tuple[str, ...]:
+    """``pre``, ``post`` or both, where they are copies of FLAIR throughout the volume."""
     flair_NHW = image_NHWC[..., _FLAIR]
     return tuple(
         name

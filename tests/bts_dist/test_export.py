@@ -27,8 +27,8 @@ from bts_dist.export import (
     write_network,
 )
 from bts_dist.exported import load_exported, open_exported, sha256_of
+from bts_dist.model import Model, ModelPlace
 from bts_dist.parity import Engine, ParityError, measure, parity_slices, read_volume
-from bts_dist.score import Model, ModelPlace
 from bts_dist.unet import make_unet
 from bts_dist.volume_model import VolumeModel
 from shards.config import HoldoutSplit, PhantomConfig

@@ -13,8 +13,9 @@ from bts_dist import train as train_module
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.memory import OutOfMemoryError, explained
+from bts_dist.model import find_model
 from bts_dist.runtime import LocalRuntime
-from bts_dist.score import find_model, score_patients, tasks
+from bts_dist.score import score_patients, tasks
 from bts_dist.train import train
 from shards.config import StoreConfig
 from shards.reader import PackedData

@@ -14,9 +14,9 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.metrics import PatientScore
+from bts_dist.model import Model, ModelPlace
 from bts_dist.model_card import CardFacts, is_validated, model_card
 from bts_dist.parity import Parity, ParitySlices
-from bts_dist.score import Model, ModelPlace
 from bts_dist.unet import count_parameters, make_unet
 from shards.reader import PackedData
 from shards.store import LocalStore

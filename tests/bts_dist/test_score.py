@@ -17,14 +17,12 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.counts import dice
 from bts_dist.data import SampleSource
+from bts_dist.model import ModelPlace, find_model, load_model
 from bts_dist.runtime import LocalRuntime
 from bts_dist.score import (
-    ModelPlace,
     Scored,
     ScoreTask,
     check_unseen,
-    find_model,
-    load_model,
     read_score,
     run_score,
     score_folder,

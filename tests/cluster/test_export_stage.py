@@ -10,10 +10,10 @@ from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.export import Export
+from bts_dist.model import Model, ModelPlace
 from bts_dist.optim import make_optimizer
 from bts_dist.parity import Parity, ParityError
 from bts_dist.run import run_uri
-from bts_dist.score import Model, ModelPlace
 from bts_dist.unet import make_unet
 from cluster import export_stage
 from cluster.cli import guarded

@@ -10,8 +10,8 @@ import ray
 from bts_dist import checkpoint
 from bts_dist.compose import load_config, with_overrides
 from bts_dist.config import Config
+from bts_dist.model import find_model
 from bts_dist.run import open_run
-from bts_dist.score import find_model
 from bts_dist.track import read_metrics
 from cluster.pack_job import run_pack
 from cluster.score_job import run_scoring

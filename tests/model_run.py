@@ -1,0 +1,30 @@
+"""A run with one checkpoint whose weights are as they were drawn, for tests of what is done with a model."""
+
+from pathlib import Path
+
+import torch
+
+from bts_dist.checkpoint import Progress, TrainState, publish, snapshot
+from bts_dist.config import Config
+from bts_dist.unet import make_unet
+from shards.store import LocalStore
+
+NAME = "step-00000001-a1"
+THRESHOLD = 0.018
+"""Near the probability that fresh weights give every pixel, so that some are above it and some below."""
+
+
+def fresh_run(root: Path, config: Config, *, broken: bool = False, patients: tuple[str, ...] = ()) -> str:
+    """Publish a checkpoint with fresh weights, one of them NaN if ``broken``; the run's location."""
+    torch.manual_seed(0)
+    network = make_unet(config.model, torch.device("cpu"))
+    if broken:
+        torch.nn.init.constant_(network.heads[0].weight, float("nan"))
+    optimizer = torch.optim.SGD(network.parameters(), lr=1)
+    progress = Progress(
+        epoch=1, step=1, best=NAME, threshold=THRESHOLD, data_id="none", patients=list(patients)
+    )
+    publish(
+        snapshot(TrainState(network, optimizer, None, progress), config), LocalStore(str(root), root), NAME
+    )
+    return str(root)
