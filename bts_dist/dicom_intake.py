@@ -1,10 +1,5 @@
-"""A patient as one series of single-frame DICOM slices (PS3.3 C.7.6.2): FLAIR alone.
+"""A patient as one series of single-frame DICOM slices (PS3.3 C.7.6.2): FLAIR alone."""
 
-Masks are derived Secondary Capture images with the planes of their originals (PS3.3 A.8.1, as a standard extended
-class): every viewer shows them, and laid over the series they fit.
-"""
-
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,57 +9,19 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_rescale
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from bts_dist.axial import AxialView
+from bts_dist.dicom_mask import derived_mask
 from bts_dist.grey_levels import to_grey_levels
-from bts_dist.study import INSIDE, check_sequences
+from bts_dist.study import check_sequences
 from shards.encode import Pixels
 from shards.errors import InputError
 
 SUFFIXES = (".dcm", ".ima")
 
-_COPIED = (
-    "SpecificCharacterSet",
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "PatientPosition",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "SliceLocation",
-    "Rows",
-    "Columns",
-    "InstanceNumber",
-)
-_MAY_BE_EMPTY = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-    "InstanceNumber",
-)
 _NEEDED = (
     "SOPClassUID",
     "SOPInstanceUID",
@@ -124,7 +81,7 @@ class DicomStudy:
         """``<name>_mask.dcm`` for each file: 8-bit grey of 0 and 255, under identifiers that follow from its own."""
         for path, mask in zip(self.files, self.view.volume(mask_NHW), strict=True):
             stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-            _derived(_header(path), mask.astype(bool)).save_as(
+            derived_mask(_header(path), mask.astype(bool)).save_as(
                 folder / f"{stem}_mask.dcm", enforce_file_format=True
             )
 
@@ -283,41 +240,3 @@ def _pixels(path: Path) -> NDArray[np.generic]:
             f"{path}: its pixels cannot be decoded ({error}); restore the file, or store it uncompressed"
         ) from error
     return values
-
-
-def _derived(original: Dataset, mask_HW: NDArray[np.bool_]) -> Dataset:
-    mask = Dataset()
-    for name in _COPIED:
-        if name in original:
-            mask.add(original[name])
-    for name in _MAY_BE_EMPTY:
-        if name not in mask:
-            setattr(mask, name, None)
-    mask.SOPClassUID = SecondaryCaptureImageStorage
-    mask.SOPInstanceUID = _uid(original.SOPInstanceUID)
-    mask.SeriesInstanceUID = _uid(original.SeriesInstanceUID)
-    mask.SeriesNumber = int(original.get("SeriesNumber") or 0) + 1000
-    mask.SeriesDescription = "Tumour mask by bts-dist"
-    mask.Modality = "OT"
-    mask.ConversionType = "WSD"
-    mask.ImageType = ["DERIVED", "SECONDARY"]
-    mask.DerivationDescription = "Tumour mask predicted by bts-dist: 255 inside, 0 outside. Not for diagnosis"
-    source = Dataset()
-    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = (
-        original.SOPClassUID,
-        original.SOPInstanceUID,
-    )
-    mask.SourceImageSequence = [source]
-    mask.SamplesPerPixel, mask.PhotometricInterpretation = 1, "MONOCHROME2"
-    mask.BitsAllocated, mask.BitsStored, mask.HighBit, mask.PixelRepresentation = 8, 8, 7, 0
-    mask.BurnedInAnnotation = "NO"
-    pixels = (mask_HW.astype(np.uint8) * np.uint8(INSIDE)).tobytes()
-    mask["PixelData"] = pydicom.DataElement("PixelData", "OB", pixels + b"\0" * (len(pixels) % 2))
-    mask.file_meta = FileMetaDataset()
-    mask.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return mask
-
-
-def _uid(original: str) -> str:
-    """An identifier that is always the same for the same original (PS3.5 B.2: a UUID as a number)."""
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'bts-dist mask of {original}').int}"

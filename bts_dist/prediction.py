@@ -50,8 +50,9 @@ def run_prediction(
     out: Path,
     progress: Progress | None = None,
 ) -> Row:
-    """Predict on ``studies``, as ``find_studies`` gives them, and write ``out``: a new folder, there when it is whole.
+    """Predict on ``studies``, as ``find_studies`` gives them, and write a new folder.
 
+    ``out`` is there when it is whole.
     Of ``config`` the store and the batch count; all else is the checkpoint's.  ``progress`` gets slices done and all.
     Returns the content of ``prediction.json``.
 
