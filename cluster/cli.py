@@ -4,20 +4,18 @@ Knobs are config keys, set with ``--set``; there are no other options for them.
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from bts_dist.compose import load_config
 from bts_dist.config import Config
 from bts_dist.run import named, run_uri
 from cluster import console
+from cluster.explanation import explain
 from shards.errors import InputError
-from shards.store import StoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -205,34 +203,11 @@ def export(
 @app.command()
 def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """The main job: verify, pack, tune, train, score and report, skipping what is up to date."""
-    from cluster import search_stage, stages
-    from cluster.resources import ray_cluster
+    from cluster import main_job
 
     cfg = named(_load(config, overrides))
     console.stage("run", run_uri(cfg))
-
-    if cfg.split.kind == "patient" and cfg.split.fold == "all":
-        from cluster import folds_stage
-
-        console.next_step(f"open {folds_stage.cross_validate(cfg)}")
-        return
-
-    # Bad input shows before a cluster is started.
-    source = stages.verify(cfg)
-
-    def main_job() -> None:
-        stages.pack(cfg, source)
-        best = search_stage.tune(cfg) if cfg.tune.trials else cfg
-        stages.train(best)
-        stages.score(best)
-        page = stages.report(run_uri(cfg), cfg)
-        console.next_step(f"open {page}")
-
-    if cfg.cluster.runtime == "ray":
-        with ray_cluster(cfg.cluster):
-            main_job()
-    else:
-        main_job()
+    console.next_step(f"open {main_job.run(cfg)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -253,26 +228,11 @@ def guarded(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except (InputError, typer.TyperException) as error:
-        return _explain(error, 2)
+        return explain(error, 2)
     except Exception as error:  # noqa: BLE001 - the last line of defence: told to the user, exit code 1
-        return _explain(error, 1)
+        return explain(error, 1)
     if code == INTERRUPTED:
-        console.err.print("interrupted; the same command goes on where it stopped")
-    return code
-
-
-def _explain(error: Exception, code: int) -> int:
-    debug = "--debug" in sys.argv
-    if debug:
-        traceback.print_exception(error)
-    spoken = isinstance(error, InputError | RuntimeError | FloatingPointError | StoreError)
-    if isinstance(error, typer.TyperException):
-        text = f"{error.format_message()} (`bts --help` lists commands and options)"
-    else:
-        text = str(error) if spoken else f"{type(error).__name__}: {error}"
-    console.err.print("[bold red]error[/bold red]", escape(text))
-    if code == 1 and not debug:
-        console.err.print("  `bts --debug …` shows where it happened")
+        console.err.print("interrupted; give the same command again to go on")
     return code
 
 
