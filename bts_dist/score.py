@@ -19,6 +19,7 @@ from bts_dist import checkpoint, memory, metrics
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
+from bts_dist.gallery import PatientSlices, patient_slices
 from bts_dist.metrics import PatientScore
 from bts_dist.predict import predict_patient
 from bts_dist.report import CLAIM
@@ -69,6 +70,8 @@ class Scored:
     slice_number: int
     picture: bytes
     """PNG."""
+    slices: PatientSlices
+    """Every slice, for the report."""
 
 
 def find_model(uri: str, store: StoreConfig) -> ModelPlace:
@@ -171,7 +174,10 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
     at = int(np.maximum(mask.sum(axis=(1, 2)), prediction.sum(axis=(1, 2))).argmax())
     image, _ = source.reader.read(int(ids[at]))
     picture = to_png(overlay(image, mask[at], prediction[at]))
-    return Scored(score, int(index.slice_number[ids[at]]), picture)
+    numbers = index.slice_number[ids].tolist()
+    images = (source.reader.read(int(sample))[0] for sample in ids)
+    slices = patient_slices(patient, numbers, images, mask, prediction, counts)
+    return Scored(score, numbers[at], picture, slices)
 
 
 def tasks(model: ModelPlace, config: Config, patients: Sequence[str], workers: int) -> list[ScoreTask]:
@@ -241,6 +247,7 @@ def _write(
     run = open_store(place.run, config.store)
     for item in scored:
         run.put(f"{folder}/overlays/{item.score.patient}.png", item.picture)
+        run.put(f"{folder}/gallery/{item.score.patient}.json", json.dumps(item.slices).encode())
     with tempfile.TemporaryDirectory() as scratch:
         table = Path(scratch) / "patients.csv"
         metrics.write_csv(table, scores)
