@@ -96,7 +96,7 @@ def _webp(grey_HW: NDArray[np.float64]) -> bytes:
     return file.getvalue()
 
 
-def fitting(patients: Sequence[PatientSlices], budget: int = PAGE_BYTES) -> Sequence[PatientSlices]:
+def fitting(patients: Sequence[PatientSlices], budget: int) -> Sequence[PatientSlices]:
     """The first patients whose pictures come to no more than ``budget`` bytes."""
     size = 0
     for number, patient in enumerate(patients):

@@ -153,7 +153,7 @@ def _viewer(worst_first: Sequence[Row], slices: Sequence[gallery.PatientSlices])
     known = [patient for patient in worst_first if patient["patient"] in by_patient]
     if not known:
         return None
-    carried = gallery.fitting([by_patient[patient["patient"]] for patient in known])
+    carried = gallery.fitting([by_patient[patient["patient"]] for patient in known], gallery.PAGE_BYTES)
     colours = {
         "truth": picture.TRUTH,
         "prediction": picture.PREDICTION,

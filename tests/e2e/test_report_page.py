@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ def phantom_run() -> RunRecord:
             | {"iou": 0.5, "hd95": None if index else 4.5, "surface_dice": 0.5}
         )
     row = {"mean": 0.7, "median": 0.7, "low": 0.6, "high": 0.8, "n": 3, "rule": "made up"}
-    metrics = {key: row for key in ("dice/patient", "dice/slice", "iou/pooled")}
+    metrics = dict.fromkeys(("dice/patient", "dice/slice", "iou/pooled"), row)
     epochs = [{"epoch": n, "train/loss": 1 / n, "val/dice/patient": 0.2 * n} for n in (1, 2, 3)]
     score = {"metrics": metrics, "patients": patients}
     return RunRecord("made-up", {"optim": {"lr": 1e-3}}, epochs, score, slices=slices)
@@ -89,7 +88,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(chromium: Chrome, page: str) -> Iterator[Chrome]:
-    """The page, opened anew at 1280 pixels.  Whatever a test does there: no error, and nothing but the page is loaded."""
+    """The page, opened anew at 1280 pixels.  Whatever a test does: no error, and nothing but the page is loaded."""
     resize(chromium, 1280)
     chromium.get_log("performance")
     chromium.get(page)
