@@ -66,12 +66,8 @@ def run_folds(config: Config, say: Say) -> None:
         codes = _run_commands(configs, limit, say)
     failed = [fold for fold, code in enumerate(codes) if code]
     if failed:
-        message = (
-            f"folds {failed} of {len(codes)} failed, as said above; the same command does only what is left"
-        )
-        raise (
-            InputError(message) if {codes[fold] for fold in failed} == {BAD_INPUT} else RuntimeError(message)
-        )
+        message = f"folds {failed} of {len(codes)} failed, as said above; the same command does only what is left"
+        raise InputError(message) if {codes[fold] for fold in failed} == {BAD_INPUT} else RuntimeError(message)
 
 
 def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
