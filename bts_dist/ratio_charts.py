@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from bts_dist import plot
 from bts_dist.charts import Chart, Row, is_number, points
 
-_SIDE = 340
+_SIDE = 400
 _X = plot.Scale(0.0, 1.0, 46, _SIDE - 14, step=0.2)
 _Y = plot.Scale(0.0, 1.0, _SIDE - 40, 30, step=0.2)
 
@@ -18,14 +19,19 @@ _SCORES = {
 }
 
 
+def regions(calibration: Mapping[str, Row | None]) -> list[dict[str, Any]]:
+    """The regions that have voxels, each with its name in words, ``where``."""
+    return [{**found, "where": _REGIONS.get(name, name)} for name, found in calibration.items() if found]
+
+
 def reliability_chart(calibration: Mapping[str, Row | None]) -> list[Chart]:
     """The share of tumour in each bin of predicted probability, a line a region; on the diagonal they agree."""
     lines: list[plot.Line] = []
     dots: list[str] = []
-    for region, found in calibration.items():
-        filled = [row for row in found["bins"] if is_number(row["mean_probability"])] if found else []
+    for region in regions(calibration):
+        filled = [row for row in region["bins"] if is_number(row["mean_probability"])]
         if filled:
-            line = plot.Line(_REGIONS.get(region, region), points(filled, "mean_probability", "tumour_share"))
+            line = plot.Line(region["where"], points(filled, "mean_probability", "tumour_share"))
             dots += [_bin(len(lines), line.label, row) for row in filled]
             lines.append(line)
     if not lines:

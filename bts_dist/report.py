@@ -100,7 +100,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
             *ratio_charts.reliability_chart(score.get("calibration") or {}),
             *ratio_charts.threshold_chart(score.get("thresholds") or [], score.get("threshold")),
         ],
-        "calibration": {region: found for region, found in (score.get("calibration") or {}).items() if found},
+        "calibration": ratio_charts.regions(score.get("calibration") or {}),
         "viewer": _viewer(worst_first, run.slices),
         "overlays": _overlays(run.overlays),
         "colours": {"truth": picture.TRUTH, "prediction": picture.PREDICTION},

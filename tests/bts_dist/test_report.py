@@ -381,7 +381,7 @@ def test_subgroups_calibration_and_thresholds_are_shown_where_known(run, tmp_pat
     assert page.faults == []
     assert "Probabilities" in page.text("h2")
     assert {"Dice by group of patients", "Calibration by region"} <= set(page.text("caption"))
-    assert "Expected calibration error, all" in page.text("th")
+    assert "Expected calibration error, every voxel" in page.text("th")
     cells = page.text("td")
     assert {"0.0625", "0.0312", "0.650\u200a–\u200a0.850", "patients of this institution"} <= set(cells)
     assert {"Share that is tumour", "Scores by threshold"} <= set(page.text("h3"))
