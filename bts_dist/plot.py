@@ -110,7 +110,7 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, *, mark: float | 
         parts.append(f'<polyline class="line line-{index}" points="{path}"/>')
         if len(line.points) == 1:
             parts.append(f'<path class="line line-{index} point" d="M{path}h0"/>')
-    parts += [_legend([line.label for line in lines]), _hover_bands(lines, x, y, x_label)]
+    parts += [legend([line.label for line in lines]), hover_bands(lines, x, y, x_label)]
     return svg(name, _LINES_WIDTH, _LINES_HEIGHT, parts)
 
 
@@ -197,7 +197,7 @@ def x_axis(x: Scale, grid_top: float | None, bottom: float, label: str) -> str:
     return "".join(parts)
 
 
-def _legend(labels: Sequence[str]) -> str:
+def legend(labels: Sequence[str]) -> str:
     parts, left = [], 0.0
     for index, label in enumerate(labels):
         parts.append(f'<path class="line line-{index}" d="M{left:.1f} 10h12"/>')
@@ -206,7 +206,7 @@ def _legend(labels: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def _hover_bands(lines: Sequence[Line], x: Scale, y: Scale, x_label: str) -> str:
+def hover_bands(lines: Sequence[Line], x: Scale, y: Scale, x_label: str) -> str:
     """An invisible band around each x whose title lists every line's value there."""
     places = sorted({px for line in lines for px, _ in line.points})
     width = (x.end - x.start) / max(len(places) - 1, 1)

@@ -19,6 +19,7 @@ from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.evaluation import Evaluation
+from bts_dist.gallery import PatientSlices, patient_slices
 from bts_dist.model import Model, ModelPlace, check_as_validated, load_model
 from bts_dist.patients import write_csv
 from bts_dist.predict import predict_patient
@@ -62,6 +63,8 @@ class Scored:
     slice_number: int
     picture: bytes
     """PNG."""
+    slices: PatientSlices
+    """Every slice, for the report."""
 
     @property
     def patient(self) -> str:
@@ -131,7 +134,10 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
     at = int(np.maximum(mask.sum(axis=(1, 2)), prediction.sum(axis=(1, 2))).argmax())
     image, _ = source.reader.read(int(ids[at]))
     picture = to_png(overlay(image, mask[at], prediction[at]))
-    return Scored(found, int(index.slice_number[ids[at]]), picture)
+    numbers = index.slice_number[ids].tolist()
+    images = (source.reader.read(int(sample))[0] for sample in ids)
+    slices = patient_slices(patient, numbers, images, mask, prediction, found.score.counts)
+    return Scored(found, numbers[at], picture, slices)
 
 
 def tasks(model: ModelPlace, config: Config, patients: Sequence[str], workers: int) -> list[ScoreTask]:
@@ -221,6 +227,7 @@ def publish(
     }
     for item in scored:
         run.put(f"{folder}/overlays/{item.patient}.png", item.picture)
+        run.put(f"{folder}/gallery/{item.patient}.json", json.dumps(item.slices).encode())
     with tempfile.TemporaryDirectory() as scratch:
         table = Path(scratch) / "patients.csv"
         write_csv(table, [s.evaluation.score for s in scored])

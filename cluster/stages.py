@@ -1,6 +1,7 @@
 """The stages of the main job, each skipped when its output exists for the same inputs and config."""
 
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -28,8 +29,8 @@ from shards.manifest import Manifest, find_manifest, load_manifest
 from shards.store import MissingObject, ObjectStore, join_uri, open_store
 from shards.verify import SourceReport, verify_source
 
-GALLERY = 6
-"""Worst and best patients pictured in the report, each."""
+OVERLAYS = 6
+"""Worst and best patients pictured in the report where it cannot show them all, each."""
 
 
 def verify(config: Config) -> SourceReport:
@@ -152,7 +153,14 @@ def report(run_location: str, config: Config, folder: str = "score") -> str:
     ]
     shown = {k: v for k, v in result.items() if k not in ("pictures", "config")}
     record = RunRecord(
-        name, result["config"], read_metrics(run, "epoch"), shown, overlays, short(read_trials(run))
+        name,
+        result["config"],
+        read_metrics(run, "epoch"),
+        shown,
+        overlays,
+        short(read_trials(run)),
+        # A score of an earlier version has none.
+        [json.loads(run.get(entry.key)) for entry in run.list(f"{folder}/gallery/")],
     )
     key = "report.html" if folder == "score" else f"{folder}/report.html"
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,7 +173,7 @@ def report(run_location: str, config: Config, folder: str = "score") -> str:
 def _extremes(patients: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The patients with the lowest and the highest Dice."""
     ranked = sorted(patients, key=lambda p: (p["dice"], p["patient"]))
-    return ranked if len(ranked) <= 2 * GALLERY else ranked[:GALLERY] + ranked[-GALLERY:]
+    return ranked if len(ranked) <= 2 * OVERLAYS else ranked[:OVERLAYS] + ranked[-OVERLAYS:]
 
 
 def show_scores(result: dict[str, Any]) -> None:

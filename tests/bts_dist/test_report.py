@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -328,3 +329,80 @@ def test_where_the_time_went_has_a_table_of_its_own(run, tmp_path):
     headings = page.text("th")
     assert [headings.count(name) for name in ("share/data", "share/compute", "mfu")] == [1, 1, 1]
     assert page.text("td").count("0.9375") == 3
+
+
+SLICE = {"slice": 7, "image": "UklGRg==", "truth": [1, 2], "prediction": [], "tp": 0, "fp": 0, "fn": 2}
+
+
+def slices_of(name: str) -> dict:
+    return {"patient": name, "height": 2, "width": 2, "slices": [SLICE]}
+
+
+def viewer_data(html: str) -> dict:
+    found = re.search(r'<script type="application/json" id="slices">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_viewer_holds_every_patient_worst_first(run, tmp_path):
+    names = ["TCGA_CS_4941", "TCGA_DU_5851", "TCGA_HT_7473", "TCGA_NOT_SCORED"]
+    html = written(replace(run, slices=[slices_of(name) for name in names]), tmp_path)
+    data = viewer_data(html)
+    worst_first = ["TCGA_DU_5851", "TCGA_HT_7473", "TCGA_CS_4941"]
+    assert data["patients"] == [slices_of(name) for name in worst_first]
+    assert data["colours"]["truth"] == list(picture.TRUTH)
+    page = Page(html)
+    assert page.faults == []
+    assert [text for text in page.text("span") if text in names] == worst_first
+    # Without scripts the worst and the best are still there.
+    assert html.index("<noscript>") < html.index("<img") < html.rindex("<img") < html.index("</noscript>")
+
+
+def test_without_slices_there_is_no_viewer(run, tmp_path):
+    html = written(run, tmp_path)
+    assert 'id="slices"' not in html
+    assert "<noscript>" not in html
+    assert Page(html).count("img") == len(run.overlays)
+
+
+def test_a_hostile_patient_stays_text_in_the_viewer(run, tmp_path):
+    hostile = "</script><img src=x onerror=alert(1)>"
+    worse = with_score(run, patients=[patient(hostile), *run.score["patients"][1:]])
+    html = written(replace(worse, slices=[slices_of(hostile)]), tmp_path)
+    assert viewer_data(html)["patients"][0]["patient"] == hostile
+    page = Page(html)
+    assert page.faults == []
+    assert page.count("img") == len(run.overlays)
+
+
+def test_a_page_that_would_be_too_large_says_whom_it_leaves_out(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("bts_dist.gallery.PAGE_BYTES", 2 * len(SLICE["image"]))
+    html = written(replace(run, slices=[slices_of(p["patient"]) for p in run.score["patients"]]), tmp_path)
+    assert [each["patient"] for each in viewer_data(html)["patients"]] == ["TCGA_DU_5851", "TCGA_HT_7473"]
+    assert "Left out for the size of the page: 1 with the highest Dice" in html
+
+
+def test_subgroups_calibration_and_thresholds_are_shown_where_known(run, tmp_path):
+    assert {"Probabilities"}.isdisjoint(Page(written(run, tmp_path)).text("h2"))
+    group = {"what": "patients of this institution", "n": 4, "mean": 0.75, "median": 0.7}
+    bins = [{"voxels": 90, "mean_probability": 0.25, "tumour_share": 0.125}]
+    calibration = {"ece": metric(0.0625), "brier": metric(0.03125), "bins": bins}
+    known = with_score(
+        run,
+        subgroups={
+            "institution": {
+                "CS": {**group, "low": 0.65, "high": 0.85},
+                "DU": {**group, "low": None, "high": None},
+            }
+        },
+        calibration={"all": calibration, "near": None},
+        thresholds=[{"threshold": t, "dice/patient": t, "precision/pooled": None} for t in (0.25, 0.5)],
+    )
+    page = Page(written(known, tmp_path))
+    assert page.faults == []
+    assert "Probabilities" in page.text("h2")
+    assert {"Dice by group of patients", "Calibration by region"} <= set(page.text("caption"))
+    assert "Expected calibration error, every voxel" in page.text("th")
+    cells = page.text("td")
+    assert {"0.0625", "0.0312", "0.650\u200a–\u200a0.850", "patients of this institution"} <= set(cells)
+    assert {"Share that is tumour", "Scores by threshold"} <= set(page.text("h3"))

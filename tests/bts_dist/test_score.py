@@ -253,3 +253,17 @@ def test_the_picture_is_of_the_slice_with_most_to_show(own: LocalStore, config: 
     assert most[scored.slice_number - 1] == most.max()
     assert scored.picture.startswith(b"\x89PNG")
     assert dice(counts.sum(axis=0)) == scored.evaluation.score.dice
+
+
+def test_every_slice_is_left_for_the_report(own: LocalStore, config: Config) -> None:
+    _, result = run_score(find_model(own.uri, STORE), config, 1, backwards)
+    truth = PackedData(config.data.shards).test()
+    kept = {entry.key: json.loads(own.get(entry.key)) for entry in own.list("score/gallery/")}
+    assert list(kept) == [f"score/gallery/{row['patient']}.json" for row in result["patients"]]
+    for row, patient in zip(result["patients"], kept.values(), strict=True):
+        ids = truth.index.samples_of(row["patient"])
+        assert [each["slice"] for each in patient["slices"]] == truth.index.slice_number[ids].tolist()
+        pixels = [int(truth.read_mask(int(i)).sum()) for i in ids]
+        assert [sum(each["truth"][1::2]) for each in patient["slices"]] == pixels
+        for name in ("tp", "fp", "fn"):
+            assert sum(each[name] for each in patient["slices"]) == row[name]
