@@ -32,7 +32,7 @@ def score_out_of_fold(
     fold_of = _fold_of(exams)
     scored = examine(exams, workers, parallel, progress)
     about = {
-        "threshold": " / ".join(f"{exam.model.progress.threshold:.1f}" for exam in exams),
+        "threshold": [exam.model.progress.threshold for exam in exams],
         "checkpoint": f"{len(exams)} models, each patient scored by the one that never saw it",
         "data": {
             "shards": ", ".join(exam.config.data.shards for exam in exams),

@@ -98,7 +98,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
         "subgroups": score_tables.subgroup_rows(score.get("subgroups") or {}),
         "probability_charts": [
             *ratio_charts.reliability_chart(score.get("calibration") or {}),
-            *ratio_charts.threshold_chart(score.get("thresholds") or [], score.get("threshold")),
+            *ratio_charts.threshold_chart(score.get("thresholds") or [], _one_threshold(score)),
         ],
         "calibration": ratio_charts.regions(score.get("calibration") or {}),
         "viewer": _viewer(worst_first, run.slices),
@@ -107,6 +107,12 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "provenance": _provenance(run, score),
     }
+
+
+def _one_threshold(score: Row) -> float | None:
+    """The threshold of all predictions; None where each fold of a cross-validation has its own."""
+    threshold = score.get("threshold")
+    return float(threshold) if is_number(threshold) else None
 
 
 def _training(epochs: Sequence[Row]) -> dict[str, Any] | None:

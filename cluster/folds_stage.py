@@ -20,6 +20,10 @@ def cross_validate(config: Config) -> str:
         with console.progress("score") as update:
             location, result = run_out_of_fold(folds, config, update)
     stages.show_scores(result)
+    for fold in result["folds"]:
+        console.out.print(
+            f"  fold {fold['fold']}: {len(fold['patients'])} patients, {fold['checkpoint']} of {fold['run']}"
+        )
     num = len(result["patients"])
     console.stage("score", f"{location}/score.json and patients.csv: {num} patients, each out of its fold")
     return stages.report(run_uri(config), config)
