@@ -112,7 +112,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
 def _one_threshold(score: Row) -> float | None:
     """The threshold of all predictions; None where each fold of a cross-validation has its own."""
     threshold = score.get("threshold")
-    return float(threshold) if is_number(threshold) else None
+    return threshold if isinstance(threshold, float) else None
 
 
 def _training(epochs: Sequence[Row]) -> dict[str, Any] | None:
