@@ -116,7 +116,10 @@ def trace(model: VolumeModel, step: int) -> ExportedProgram:
     example = torch.zeros(2, 4 * step, 6 * step, 3, dtype=torch.uint8)
     shapes = {0: Dim("slices", min=1), 1: step * height, 2: step * width}
     with torch.no_grad():
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=(shapes,))
+        program = torch.export.export(model.eval(), (example,), dynamic_shapes=(shapes,))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it has this machine's paths in it
+    return program
 
 
 def write_program(program: ExportedProgram, path: Path) -> None:

@@ -56,6 +56,8 @@ class Parity:
     """Largest absolute difference of probabilities; infinite where one is not finite."""
     differing_pixels: int
     """Pixels whose masks differ."""
+    tumour_pixels: int
+    """Pixels of scoring's own mask: where there are none, equal masks say little."""
     num_pixels: int
 
 
@@ -88,7 +90,7 @@ def measure(
     Raises:
         ParityError: probabilities of an engine differ by more than ``LIMIT``, or are not finite.
     """
-    found = {name: Parity(0.0, 0, 0) for name in engines}
+    found = {name: Parity(0.0, 0, 0, 0) for name in engines}
     for patient in slices.patients:
         probability, _ = predict_patient(
             model.network,
@@ -168,12 +170,14 @@ def _compare(
         raise ParityError(f"an exported model gives {theirs.shape} for slices of {probability.shape}")
     difference = float(np.abs(probability - theirs).max())
     wrong = int(np.count_nonzero(mask != (their_mask > 0)))
-    return Parity(difference if np.isfinite(difference) else float("inf"), wrong, mask.size)
+    largest = difference if np.isfinite(difference) else float("inf")
+    return Parity(largest, wrong, int(mask.sum()), mask.size)
 
 
 def _worse(one: Parity, other: Parity) -> Parity:
     return Parity(
         max(one.max_difference, other.max_difference),
         one.differing_pixels + other.differing_pixels,
+        one.tumour_pixels + other.tumour_pixels,
         one.num_pixels + other.num_pixels,
     )

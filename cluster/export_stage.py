@@ -36,10 +36,17 @@ def export(model_uri: str, out: Path, files: list[Path], overrides: list[str]) -
 
 
 def _show(result: Export) -> None:
-    rows = [("file", "largest difference of probability", "mask pixels that differ")]
+    headings = (
+        "file",
+        "largest difference of probability",
+        "mask pixels that differ",
+        "tumour pixels",
+        "all pixels",
+    )
+    rows: list[tuple[str, ...]] = [headings]
     for name, parity in result.parity.items():
-        differing = f"{parity.differing_pixels} of {parity.num_pixels}"
-        rows.append((name, f"{parity.max_difference:.2g}", differing))
+        pixels = (parity.differing_pixels, parity.tumour_pixels, parity.num_pixels)
+        rows.append((name, f"{parity.max_difference:.2g}", *map(str, pixels)))
     console.show_table(f"Parity with scoring in float32, on {result.slices}", rows)
     sizes = ", ".join(f"{name} {size / 1024:,.0f} KiB" for name, size in result.sizes.items())
     console.stage("export", f"{result.folder}: {sizes}")

@@ -22,7 +22,7 @@ from shards.reader import PackedData
 from shards.store import LocalStore
 
 NAME = "step-00000016-a1"
-PARITY = {"model.onnx": Parity(3.2e-7, 2, 4096)}
+PARITY = {"model.onnx": Parity(3.2e-7, 2, 50, 4096)}
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_card_without_scores_says_so(facts: CardFacts) -> None:
     assert "| Threshold | 0.7, chosen on the validation patients |" in card
     assert "`dice/patient` was 0.4321" in card
     assert f"{count_parameters(facts.model.network):,} parameters" in card
-    assert "| `model.onnx` | 3.2e-07 | 2 of 4096 |" in card
+    assert "| `model.onnx` | 3.2e-07 | 2 | 50 | 4096 |" in card
     assert "moving average" in card
     assert "5 slices of 1 validation patients" in card
     assert "bf16" not in card

@@ -84,7 +84,7 @@ def test_a_model_is_exported_with_its_own_config(
     def export_model(place: ModelPlace, model: Model, config: Config, out: Path) -> Export:
         assert place == ModelPlace(run, NAME)
         given.append(config)
-        return Export(out, "5 slices", {"model.onnx": Parity(2e-7, 1, 99)}, {"model.onnx": 2048})
+        return Export(out, "5 slices", {"model.onnx": Parity(2e-7, 1, 42, 99)}, {"model.onnx": 2048})
 
     monkeypatch.setattr(export_stage, "export_model", export_model)
     out = tmp_path / "out"
@@ -92,7 +92,7 @@ def test_a_model_is_exported_with_its_own_config(
     assert guarded(["export", f"{run}/checkpoints/{NAME}", str(out), "--set", "score.batch=3"]) == 0
     assert given == [config, with_overrides(config, {"score.batch": 3})]
     printed = capsys.readouterr().out
-    for part in ("5 slices", "2e-07", "1 of 99", f"{out}: model.onnx 2 KiB", f"open {out}/MODEL_CARD.md"):
+    for part in ("5 slices", "2e-07", "42", "99", f"{out}: model.onnx 2 KiB", f"open {out}/MODEL_CARD.md"):
         assert part in printed
 
 
