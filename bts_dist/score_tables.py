@@ -18,10 +18,10 @@ _QUANTITIES = {
     "specificity": "Specificity",
     "precision": "Precision",
     "hd95": "HD95",
-    "asd": "ASD",
+    "asd": "Average surface distance",
     "surface_dice": "Surface Dice",
-    "volume_error": "Volume error",
-    "volume_bias": "Volume bias",
+    "volume_error": "Relative volume error",
+    "volume_bias": "Signed volume error",
     "lesion_f1": "Lesion F1",
 }
 _AGGREGATIONS = {
