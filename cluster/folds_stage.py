@@ -21,9 +21,8 @@ def cross_validate(config: Config) -> str:
             location, result = run_out_of_fold(folds, config, update)
     stages.show_scores(result)
     for fold in result["folds"]:
-        console.out.print(
-            f"  fold {fold['fold']}: {len(fold['patients'])} patients, {fold['checkpoint']} of {fold['run']}"
-        )
+        num = len(fold["patients"])
+        console.out.print(f"  fold {fold['fold']}: {num} patients, {fold['checkpoint']} of {fold['run']}")
     num = len(result["patients"])
     console.stage("score", f"{location}/score.json and patients.csv: {num} patients, each out of its fold")
     return stages.report(run_uri(config), config)
