@@ -4,8 +4,8 @@
 
 Without ``--source`` the masks are those of phantoms.  Each truth is scored against itself moved, swollen and with a
 stray piece, as a model might have predicted it.  Each of the two gets the same boolean volumes in memory, on one
-thread; they take turns on each mask, and a figure is that of the fastest of ``--repeats`` turns, since what else a
-machine does only ever adds to it.  Before anything is timed the figures of both are compared.
+thread; they take turns on each mask, and a figure is the processor time of the fastest of ``--repeats`` turns, since
+what else a machine does only ever adds to it.  Before anything is timed the figures of both are compared.
 """
 
 import argparse
@@ -57,6 +57,10 @@ Written down before this page was first made, after a look at eight patients on 
   tree looks at much of itself for each. There **at least 5 times**.
 - The voxel counts cost a hundredth of the surfaces, so that they change nothing; lesions, which MONAI has no function
   for, cost a third of the rest.
+
+The first measurement, by the clock, gave 11.7 times, but the clock of a machine with other work was wrong: in processor
+time the tree alone is 5.3 times as fast, and 3.7 times on the largest tumour, whose many surface voxels each cost
+a search. Since then steps of up to three voxels are tried before the tree is asked, and the page gives processor time.
 """
 
 Scores = dict[str, float]
@@ -72,7 +76,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the fastest turn."""
+    """Seconds of processor time of the fastest turn."""
 
     pair: Pair
     monai: float
@@ -158,9 +162,9 @@ def measure(pair: Pair, repeats: int) -> Times:
     best: dict[Callable[[Mask, Mask], object], float] = {}
     for _ in range(repeats):
         for function in (by_monai, by_us, count_lesions):
-            started = time.perf_counter()
+            started = time.process_time()
             function(pair.prediction, pair.truth)
-            spent = time.perf_counter() - started
+            spent = time.process_time() - started
             best[function] = min(spent, best.get(function, math.inf))
     return Times(pair, best[by_monai], best[by_us], best[count_lesions])
 
@@ -179,7 +183,7 @@ def report(times: Sequence[Times], what: str, repeats: int) -> str:
 **Ours is {total:.1f} times as fast as MONAI** over all masks; {WANTED} times was wanted. Written by
 `benchmarks/scoring.py`, which says how it measures.
 
-- Masks: {what}; fastest of {repeats} turns, one thread
+- Masks: {what}; processor time of the fastest of {repeats} turns, one thread
 - Both compute Dice, IoU, sensitivity, specificity, precision, HD95, average surface distance and surface Dice at 2 px,
   and agree on all of them.
 

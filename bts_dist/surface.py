@@ -4,6 +4,7 @@ A surface is the set of a mask's voxels that touch, by a face, a voxel outside t
 the array everything is outside.  Distances run between voxel centres, in the unit of the spacing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ Spacing = tuple[float, float, float]
 """Distance between neighbouring slices, rows and columns."""
 Box = tuple[slice, slice, slice]
 
+_REACH = 3
+"""Voxels in each direction of the steps that are tried one by one."""
 _ROUNDING = 1e-9
 """Slack of the tolerance, so that three steps of 0.1 mm lie within 0.3 mm in binary floating point too."""
 
@@ -135,11 +138,37 @@ def _surface(mask: Mask) -> Mask:
 def _distances(surface: NDArray[np.int64], other: NDArray[np.int64], spacing: Spacing) -> NDArray[np.float64]:
     """Distance from each voxel of ``surface`` to the nearest voxel of ``other``.
 
-    Surfaces are a small part of their box, so a search tree of the one that the other's voxels ask takes a
-    fraction of the time of a distance transform, which computes the box's every voxel.
+    Most voxels of two surfaces that are worth comparing have the other one within a few steps, so these are tried in
+    the order of their lengths.  A search tree finds what is further away.  A distance transform, in their place, would
+    compute every voxel of the box, of which surfaces are a small part.
     """
-    nearest = KDTree(other * spacing).query(surface * spacing)[1]
-    # From whole steps: the tree's own figure is the difference of two rounded positions.
-    steps: NDArray[np.float64] = (surface - other[nearest]) * spacing
-    distances: NDArray[np.float64] = np.sqrt((steps**2).sum(axis=1))
+    shape = np.maximum(surface.max(axis=0), other.max(axis=0)) + 1 + 2 * _REACH
+    is_other = np.zeros(np.prod(shape), dtype=bool)
+    is_other[np.ravel_multi_index(tuple((other + _REACH).T), tuple(shape))] = True
+    place = np.ravel_multi_index(tuple((surface + _REACH).T), tuple(shape))
+    distances = np.empty(len(surface))
+    left = np.arange(len(surface))
+    for length, steps in _short_steps(spacing):
+        strides = steps @ [shape[1] * shape[2], shape[2], 1]
+        found = is_other[place[left] + strides[:, None]].any(axis=0)
+        distances[left[found]] = length
+        left = left[~found]
+    if len(left):
+        nearest = KDTree(other * spacing).query(surface[left] * spacing)[1]
+        # From whole steps: the tree's own figure is the difference of two rounded positions.
+        distances[left] = _lengths(surface[left] - other[nearest], spacing)
     return distances
+
+
+def _short_steps(spacing: Spacing) -> Iterator[tuple[float, NDArray[np.int64]]]:
+    """Steps (n, 3) by their length, from 0 on, for as long as none can be missing."""
+    each = np.arange(-_REACH, _REACH + 1)
+    steps = np.stack(np.meshgrid(each, each, each, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = _lengths(steps, spacing)
+    for length in np.unique(lengths[lengths < (_REACH + 1) * min(spacing)]):
+        yield float(length), steps[lengths == length]
+
+
+def _lengths(steps: NDArray[np.int64], spacing: Spacing) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
+    return lengths
