@@ -11,12 +11,13 @@ import torch
 from bts_dist import metrics
 from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
-from bts_dist.config import Config
+from bts_dist.config import Config, ScoreConfig
 from bts_dist.data import SampleSource
-from bts_dist.metrics import PatientScore
 from bts_dist.model import Model, ModelPlace
 from bts_dist.model_card import CardFacts, is_validated, model_card
 from bts_dist.parity import Parity, ParitySlices
+from bts_dist.patients import PatientScore
+from bts_dist.surface import SurfaceScores
 from bts_dist.unet import count_parameters, make_unet
 from shards.reader import PackedData
 from shards.store import LocalStore
@@ -46,11 +47,18 @@ def changed(facts: CardFacts, **changes: Any) -> CardFacts:
 def put_score(run: LocalStore, folder: str, checkpoint: str, data_id: str) -> dict[str, Any]:
     """A ``score.json`` of three patients: one well found, one badly, one missed."""
     scores = [
-        PatientScore(name, "AX", np.array([counts], np.int64), 1.0, 0.5)
+        PatientScore(
+            name,
+            "AX",
+            np.array([counts], np.int64),
+            slice_pixels=1024,
+            lesions=np.array([1, 0, 0]),
+            px=SurfaceScores(1.0, 0.7, 0.5),
+        )
         for name, counts in (("A", (90, 10, 10)), ("B", (10, 30, 40)), ("C", (0, 5, 50)))
     ]
     result = {
-        **metrics.to_json(scores, metrics.summarise(scores, 100, 0)),
+        **metrics.to_json(scores, metrics.summarise(scores, ScoreConfig(bootstrap=100))),
         "threshold": 0.7,
         "checkpoint": checkpoint,
         "data": {"data id": data_id, "patients": 3, "slices": 3},
@@ -100,7 +108,9 @@ def test_scores_of_this_checkpoint_are_shown_with_their_spread(facts: CardFacts,
     assert "scored on no other data set" in card
     for name, row in own["metrics"].items():
         interval = f"{row['low']:.4f} – {row['high']:.4f}"
-        assert f"| `{name}` | {row['mean']:.4f} | {interval} |" in card
+        unit = f", {row['unit']}" if row["unit"] else ""
+        assert f"| `{name}`{unit} | {row['mean']:.4f} | {interval} |" in card
+    assert "| `hd95/patient`, px | 1.0000 |" in card
     assert "Dice is from 0.000 to 0.900, below 0.5 in 2 of 3, and in 1 the tumour was missed" in card
     put_score(run, "score-0123456789abcdef", f"{NAME} (epoch 2)", "0123456789abcdef")
     card = model_card(facts)
