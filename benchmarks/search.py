@@ -4,10 +4,11 @@
 
 A search by ASHA comes first, and says what it trained. Random search then gets as many whole trials as that pays for,
 rounded up. What ASHA's search found is confirmed with fresh seeds. Writes benchmarks/results/search.md. Given again,
-the command goes on where it was, and times are those of its last call.
+the command goes on where it was.
 """
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -26,9 +27,13 @@ from cluster.tune_confirmation import read_confirmation
 from cluster.tune_confirmation import table as confirmation_table
 from cluster.tune_ledger import METRIC
 from cluster.tune_results import read_trials
+from shards.store import MissingObject, ObjectStore
 
 RESULT = Path(__file__).with_name("results") / "search.md"
 CONFIGS = (ROOT / "configs" / "lgg-cpu.yaml", ROOT / "configs" / "lgg-cpu-search.yaml")
+
+PACKAGES = ("torch", "ray", "optuna")
+SPENT = "benchmark-seconds.json"
 
 Row = Mapping[str, Any]
 
@@ -40,7 +45,7 @@ class Searched:
     name: str
     rows: Sequence[Row]
     wall_s: float
-    """Of the command; a command that found the search done took no time for it."""
+    """Of the command, over all calls until it was done."""
 
     @property
     def epochs(self) -> int:
@@ -58,10 +63,22 @@ def search(name: str, configs: Sequence[Path], sets: Sequence[str]) -> Searched:
     own = [*sets, f"run.name={name}"]
     options = [part for path in configs for part in ("--config", str(path))]
     options += [part for value in own for part in ("--set", value)]
+    run = open_run(load_config(configs, own))
+    done = bool(read_trials(run))
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "cluster.cli", "tune", *options], check=True)
-    wall = time.monotonic() - began
-    return Searched(name, read_trials(open_run(load_config(configs, own))), wall)
+    try:
+        subprocess.run([sys.executable, "-m", "cluster.cli", "tune", *options], check=True)
+    finally:
+        if not done:
+            run.put(SPENT, json.dumps(_spent(run) + time.monotonic() - began).encode())
+    return Searched(name, read_trials(run), _spent(run))
+
+
+def _spent(run: ObjectStore) -> float:
+    try:
+        return float(json.loads(run.get(SPENT)))
+    except MissingObject:
+        return 0.0
 
 
 def page(asha: Searched, random: Searched, confirmed: Mapping[str, Any] | None, epochs: int) -> str:
@@ -95,7 +112,7 @@ def page(asha: Searched, random: Searched, confirmed: Mapping[str, Any] | None, 
             f"The difference of {interval['metric']} has a 95 % interval over patients of {interval['low']:+.4f} to "
             f"{interval['high']:+.4f}.",
         ]
-    return "\n\n".join([*parts, describe()]) + "\n"
+    return "\n\n".join([*parts, describe(PACKAGES)]) + "\n"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
