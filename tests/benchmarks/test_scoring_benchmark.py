@@ -31,7 +31,7 @@ def test_figures_that_differ_stop_the_benchmark(monkeypatch: pytest.MonkeyPatch)
 
     truth = np.zeros((4, 24, 24), bool)
     truth[1:3, 8:16, 8:16] = True
-    pair = scoring.Pair("P", "moved", scoring.changes(truth)["moved"], truth)
+    pair = scoring.Pair("P", "moved", scoring.changes(truth)["moved by 3.6 voxels"], truth)
     monkeypatch.setattr(scoring, "by_us", lambda *masks: scoring.by_monai(*masks) | {"asd": 1.0})
     with pytest.raises(AssertionError, match=r"P, moved: asd is 1\.0, by MONAI"):
         scoring.measure(pair, 1)
@@ -66,4 +66,4 @@ def test_a_page_is_written(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert output.read_text().count("\n| ") == 5  # headings, all, and each of three
+    assert output.read_text().count("\n| ") == 6  # headings, all, and each of four
