@@ -30,10 +30,10 @@ _QUANTITIES = {
     "specificity": "Specificity",
     "precision": "Precision",
     "hd95": "HD95",
-    "asd": "Average surface distance",
+    "asd": "ASD",
     "surface_dice": "Surface Dice",
-    "volume_error": "Relative volume error",
-    "volume_bias": "Signed volume error",
+    "volume_error": "Volume error",
+    "volume_bias": "Volume bias",
     "lesion_f1": "Lesion F1",
 }
 _DISTANCES = ("hd95", "asd")
@@ -135,7 +135,8 @@ def _metric(key: str, metrics: Row, axis: tuple[float, float], target: float | N
         verdict["unsettled"] = bar is not None and low < target <= high
     unit = row.get("unit") or ("px" if quantity in _DISTANCES else None)
     name = _QUANTITIES.get(quantity, quantity) + (f" ({unit})" if unit else "")
-    label = f"{name} {_AGGREGATIONS.get(group, group)}"
+    of_lesions = key == "lesion_f1/pooled"
+    label = f"{name} {'pooled over all lesions' if of_lesions else _AGGREGATIONS.get(group, group)}"
     digits = 1 if quantity in _DISTANCES else 3
     return {**row, "key": key, "label": label, "digits": digits, "bar": bar, **verdict}
 

@@ -272,11 +272,13 @@ def test_units_and_signed_figures_are_shown(run, tmp_path):
         "surface_dice/patient": metric(0.888) | {"unit": "at 2 mm"},
         "volume_bias/patient": metric(-0.25, -0.4, 0.1) | {"unit": None},
         "volume_error/patient": metric(1.5, 0.2, 4.0) | {"unit": None},
+        "lesion_f1/pooled": metric(0.8) | {"unit": None},
     }
     patients = [row | {"unit": "mm"} for row in run.score["patients"]]
     page = Page(written(with_score(run, metrics=metrics, patients=patients), tmp_path))
     labels = page.text("th")
     assert {"HD95 (mm) per patient, in 3D", "Surface Dice (at 2 mm) per patient, in 3D"} <= set(labels)
+    assert "Lesion F1 pooled over all lesions" in labels
     assert "HD95, mm" in page.text("button")
     assert "−0.250" in page.text("td")
     # A sign or a figure beyond 1 has an axis of its own, and leaves that of the ratios alone.
