@@ -1,6 +1,5 @@
 """Scoring as a job: test patients dealt out over Ray tasks, or scored in this process."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +44,8 @@ def _workers(config: Config) -> Iterator[tuple[int, Parallel]]:
         yield 1, map
         return
     with ray_cluster(config.cluster):
-        yield (
-            config.cluster.most,
-            ray_map(num_cpus=min(config.cluster.cpus_per_worker, float(os.cpu_count() or 1))),
-        )
+        # A task uses one thread, whatever a training's worker has.
+        yield config.cluster.most, ray_map(num_cpus=min(config.cluster.cpus_per_worker, 1.0))
 
 
 def _absolute(place: ModelPlace) -> ModelPlace:
