@@ -18,10 +18,10 @@ _QUANTITIES = {
     "specificity": "Specificity",
     "precision": "Precision",
     "hd95": "HD95",
-    "asd": "Average surface distance",
+    "asd": "Surface distance",
     "surface_dice": "Surface Dice",
-    "volume_error": "Relative volume error",
-    "volume_bias": "Signed volume error",
+    "volume_error": "Volume error",
+    "volume_bias": "Volume bias",
     "lesion_f1": "Lesion F1",
 }
 _AGGREGATIONS = {

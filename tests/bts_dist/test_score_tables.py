@@ -67,7 +67,7 @@ def test_columns_of_patients_are_those_that_say_something() -> None:
         "Institution",
         "Dice",
         "HD95, mm",
-        "Average surface distance, mm",
+        "Surface distance, mm",
         "TP",
         "Lesions found",
         "new figure",
@@ -77,7 +77,7 @@ def test_columns_of_patients_are_those_that_say_something() -> None:
     assert digits == {
         "Dice": 3,
         "HD95, mm": 1,
-        "Average surface distance, mm": 1,
+        "Surface distance, mm": 1,
         "TP": None,
         "Lesions found": None,
         "new figure": 3,
