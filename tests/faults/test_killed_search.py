@@ -1,5 +1,7 @@
 """A search whose command is killed goes on: nothing that ended is run again, and what was running resumes."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,10 +100,18 @@ def search(nodes: Nodes, packed: Path, tmp_path: Path) -> Iterator[Callable[[], 
 
 
 def test_a_killed_search_goes_on(
-    search: Callable[[], subprocess.Popen[str]], packed: Path, tmp_path: Path
+    search: Callable[[], subprocess.Popen[str]], nodes: Nodes, packed: Path, tmp_path: Path
 ) -> None:
     process = search()
     second = LocalStore("", tmp_path / "none")
+
+    # A trial whose worker is killed goes on from its checkpoint, as any training does.
+    wait(
+        process,
+        lambda: list((tmp_path / "run" / "tune").glob("*/trials/0000/checkpoints/*/files.json")),
+        tmp_path,
+    )
+    os.kill(next(pid for node in nodes.nodes for pid in node.workers()), signal.SIGKILL)
 
     def second_trains() -> bool:
         nonlocal second
@@ -120,7 +130,7 @@ def test_a_killed_search_goes_on(
     attempts = newest_attempt(second)
 
     assert search().wait(240) == 0, told(tmp_path)
-    assert newest_attempt(first) == 1
+    assert newest_attempt(first) == 2
     assert newest_attempt(second) == attempts + 1
     assert any(row["text"].startswith("resuming after") for row in read_metrics(second, "note"))
     assert "going on: 1 trials have ended, 1 resume" in told(tmp_path)
