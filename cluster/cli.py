@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from bts_dist.compose import load_config
-from bts_dist.config import Config
 from bts_dist.run import named, run_uri
 from cluster import console
 from cluster.explanation import explain
+from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -28,18 +28,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
-ConfigFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--config", "-c", help="YAML file; later ones win.", metavar="FILE"),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Override, e.g. optim.lr=3e-4.", metavar="KEY=VALUE"),
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="A run (its best checkpoint) or one checkpoint.", metavar="URI")
-]
-
 
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
@@ -52,11 +40,11 @@ def synth(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """Generate a phantom data set in Kaggle's layout at data.source."""
     from shards.phantom import generate
 
-    cfg = _load(config, overrides)
+    cfg = load(config, overrides)
     with console.progress("synth") as update:
         generate(cfg.phantom, Path(cfg.data.source), update)
     console.stage("synth", f"{cfg.data.source}: {cfg.phantom.patients} patients")
-    console.next_step(f"bts pack {_same(config, overrides)}")
+    console.next_step(f"bts pack {same(config, overrides)}")
 
 
 @app.command()
@@ -71,10 +59,10 @@ def verify(
     from cluster import stages
     from shards.check import check_packed
 
-    cfg = _load(config, overrides)
+    cfg = load(config, overrides)
     if packed is None:
         stages.verify(cfg)
-        console.next_step(f"bts pack {_same(config, overrides)}")
+        console.next_step(f"bts pack {same(config, overrides)}")
         return
     with console.progress("verify") as update:
         manifest = check_packed(packed, cfg.store, update)
@@ -89,12 +77,12 @@ def pack(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """Verify data.source, split it by patient and pack it into shards at data.shards."""
     from cluster import stages
 
-    cfg = _load(config, overrides)
+    cfg = load(config, overrides)
     stages.pack(cfg, stages.verify(cfg))
     if cfg.split.kind == "none":
         console.next_step(f"bts score --model RUN --set data.shards={cfg.data.shards}")
     else:
-        console.next_step(f"bts train {_same(config, overrides)}")
+        console.next_step(f"bts train {same(config, overrides)}")
 
 
 @app.command()
@@ -108,9 +96,9 @@ def inspect(
     """Print what a packed data set holds and draw a contact sheet of training slices."""
     from cluster import inspection
 
-    cfg = _load(config, overrides)
+    cfg = load(config, overrides)
     inspection.inspect(cfg, output)
-    console.next_step(f"bts train {_same(config, overrides)}")
+    console.next_step(f"bts train {same(config, overrides)}")
 
 
 @app.command()
@@ -118,7 +106,7 @@ def train(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """Train on data.shards, resuming the run if it is unfinished."""
     from cluster import stages
 
-    cfg = named(_load(config, overrides))
+    cfg = named(load(config, overrides))
     stages.train(cfg)
     console.next_step(f"bts score --model {run_uri(cfg)} --set data.shards={cfg.data.shards}")
 
@@ -129,7 +117,7 @@ def tune(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     from cluster import search_stage
     from cluster.tune_job import BEST
 
-    cfg = named(_load(config, overrides))
+    cfg = named(load(config, overrides))
     search_stage.tune(cfg)
     console.next_step(f"bts train --config {run_uri(cfg)}/{BEST}")
 
@@ -183,7 +171,7 @@ def report(
     """Write a run's HTML report."""
     from cluster import stages
 
-    cfg = named(_load(config, overrides))
+    cfg = named(load(config, overrides))
     console.next_step(f"open {stages.report(model or run_uri(cfg), cfg, scores)}")
 
 
@@ -205,7 +193,7 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """The main job: verify, pack, tune, train, score and report, skipping what is up to date."""
     from cluster import main_job
 
-    cfg = named(_load(config, overrides))
+    cfg = named(load(config, overrides))
     console.stage("run", run_uri(cfg))
     console.next_step(f"open {main_job.run(cfg)}")
 
@@ -234,15 +222,6 @@ def guarded(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         console.err.print("interrupted; give the same command again to go on")
     return code
-
-
-def _load(config: list[Path] | None, overrides: list[str] | None) -> Config:
-    return load_config(config or [], overrides or [])
-
-
-def _same(config: list[Path] | None, overrides: list[str] | None) -> str:
-    """The options as typed, for the next command."""
-    return " ".join([*(f"--config {c}" for c in config or []), *(f"--set {o}" for o in overrides or [])])
 
 
 if __name__ == "__main__":
