@@ -172,8 +172,19 @@ class TrainConfig(Section):
 class ScoreConfig(Section):
     batch: int = Field(default=32, ge=1)
     mirror: bool = True
-    """Average the prediction with that of the left-right flipped slice, in validation and in scoring.  It is chosen
-    with the model: scoring another way than validating is refused."""
+    """Average the prediction with that of the left-right flipped slice, in the validation after each epoch.  Scoring
+    does as ``choices`` has found; without ``mirror`` among them as validation did."""
+    choices: tuple[Literal["mirror", "ensemble", "threshold", "components"], ...] = (
+        "mirror",
+        "ensemble",
+        "threshold",
+        "components",
+    )
+    """What is chosen on the validation patients when training has ended, for scoring, prediction and export: mirroring,
+    averaging several checkpoints, the threshold, dropping small components or all but the largest.  What is left out
+    stays as validation had it."""
+    ensemble: tuple[str, ...] = ()
+    """Further runs trained on the same data set, with other seeds say, whose best checkpoints may be averaged in."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of patients behind each 95 % interval."""
     tolerance_px: float = Field(default=2.0, ge=0)

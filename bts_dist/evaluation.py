@@ -36,15 +36,14 @@ def evaluate(
     institution: str,
     facts: Facts,
     probability_NHW: Probabilities,
+    prediction_NHW: Mask,
     truth_NHW: Mask,
-    threshold: float,
     settings: ScoreConfig,
 ) -> Evaluation:
-    """Evaluate one patient's probabilities, float32 (slices, H, W), against the truth, bool of the same shape.
+    """Evaluate one patient's probabilities, float32 (slices, H, W), and the mask made of them against the truth.
 
-    Voxels above ``threshold`` are the prediction.
+    Both masks are bool of the same shape.
     """
-    prediction_NHW = probability_NHW > threshold
     surfaces = find_surfaces(prediction_NHW, truth_NHW)
     spacing = facts.spacing_mm
     score = PatientScore(

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch.export import Dim, ExportedProgram
 
 from bts_dist.config import Config
+from bts_dist.ensemble import num_networks
 from bts_dist.exported import CONFIG, FORMAT, RECORD, WEIGHTS, ExportedConfig, open_exported, sha256_of
 from bts_dist.model import Model, ModelPlace
 from bts_dist.model_card import CARD, CardFacts, model_card
@@ -97,8 +98,10 @@ def write_network(model: Model, folder: Path) -> None:
         sequences=SEQUENCES,
         model=model.config.model,
         image_size=model.config.data.image_size,
-        mirror=model.config.score.mirror,
-        threshold=model.progress.threshold,
+        members=num_networks(model.network),
+        mirror=model.inference.mirror,
+        threshold=model.inference.threshold,
+        components=model.inference.keep,
     )
     (folder / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
     weights = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
@@ -180,7 +183,7 @@ def _write_words(
         "checkpoint": place.name,
         "epoch": model.progress.epoch,
         "weights": "moving average" if model.config.optim.ema is not None else "as trained",
-        "threshold": model.progress.threshold,
+        "inference": model.inference.to_json(),
         "data_id": model.progress.data_id,
         "parity": {
             "slices": slices.description,

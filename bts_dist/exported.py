@@ -13,10 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bts_dist.checkpoint import load_weights
+from bts_dist.components import Keep, keep_components
 from bts_dist.config import ModelConfig
+from bts_dist.ensemble import ensemble
 from bts_dist.unet import make_unet
 from bts_dist.volume_input import head_figures
 from bts_dist.volume_model import VolumeModel
@@ -41,10 +43,15 @@ class ExportedConfig(Section):
     model: ModelConfig
     image_size: int | None
     """Side that slices are scaled to for the network; null leaves them as they are."""
+    members: int = Field(default=1, ge=1)
+    """Networks whose logits are averaged."""
     mirror: bool
     """Whether the prediction of the left-right flipped slice is averaged in."""
     threshold: float
     """A pixel is tumour where its probability is above this."""
+    components: Keep = "all"
+    """Which connected components of a volume's mask are kept: a number is the fewest voxels.  Only calling an
+    ``ExportedModel`` does it; the graphs' masks end with the threshold."""
 
 
 class ExportedModel:
@@ -55,11 +62,12 @@ class ExportedModel:
         self._model, self._device = model, device
 
     def __call__(self, volume_NHWC: Pixels) -> Pixels:
-        """The tumour mask of a volume, uint8 (N, H, W) of {0, 1}; as ``predict``."""
-        return self.predict(volume_NHWC)[1]
+        """The tumour mask of a whole volume as scoring sees it, uint8 (N, H, W) of {0, 1}; arguments as ``predict``."""
+        mask = self.predict(volume_NHWC)[1]
+        return keep_components(mask > 0, self.config.components).astype(np.uint8)
 
     def predict(self, volume_NHWC: Pixels, batch: int = 32) -> tuple[NDArray[np.float32], Pixels]:
-        """Probabilities, float32 (N, H, W), and mask, uint8 (N, H, W) of {0, 1}.
+        """Probabilities, float32 (N, H, W), and where they are above the threshold, uint8 (N, H, W) of {0, 1}.
 
         Args:
             volume_NHWC: all slices of one patient, uint8 (N, H, W, 3): pre-contrast, FLAIR, post-contrast, with FLAIR
@@ -105,7 +113,7 @@ def open_exported(folder: Path, device: torch.device) -> ExportedModel:
         raise InputError(
             f"{folder / CONFIG} is not of {FORMAT}: {where}: {first['msg']}; {_REMEDY}"
         ) from error
-    network = make_unet(config.model, device)
+    network = ensemble([make_unet(config.model, device) for _ in range(config.members)])
     load_weights(network, folder / WEIGHTS)
     model = VolumeModel(network, config.image_size, config.threshold, mirror=config.mirror)
     return ExportedModel(config, model.eval(), device)

@@ -1,19 +1,29 @@
-"""A trained model: where it lies, and what it takes to predict with it as it was validated."""
+"""A trained model: where it lies, and what it takes to predict with it in the way that was chosen for it."""
 
+import hashlib
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
+from bts_dist.ensemble import ensemble
+from bts_dist.inference import Inference, inference_bytes, read_inference
+from bts_dist.run import absolute_uri
 from bts_dist.unet import make_unet
 from shards.config import StoreConfig
 from shards.errors import InputError
-from shards.store import join_uri, open_store
+from shards.store import MissingObject, ObjectStore, join_uri, open_store
+
+FOLDS = "folds"
+"""Folder of a cross-validation's runs, and the name of the model that all of them make together."""
 
 
 @dataclass(frozen=True)
@@ -21,21 +31,28 @@ class Model:
     """A trained model, ready to predict."""
 
     network: nn.Module
+    """One network, or the ``Ensemble`` of several."""
     config: Config
     progress: Progress
     device: torch.device
+    inference: Inference
 
 
 @dataclass(frozen=True)
 class ModelPlace:
-    """Where a checkpoint lies: the run's location and the checkpoint's name."""
+    """Where a model lies: the run's location, and a checkpoint's name or ``FOLDS``."""
 
     run: str
     name: str
 
+    @property
+    def uri(self) -> str:
+        """What ``find_model`` takes for it."""
+        return self.run if self.name == FOLDS else join_uri(self.run, checkpoint.FOLDER, self.name)
+
 
 def find_model(uri: str, store: StoreConfig) -> ModelPlace:
-    """The checkpoint meant by ``uri``: a checkpoint itself, or a run's best one.
+    """The model meant by ``uri``: a checkpoint itself, a run's best one, or a cross-validation's of all folds.
 
     Raises:
         InputError: there is no whole checkpoint.
@@ -47,39 +64,165 @@ def find_model(uri: str, store: StoreConfig) -> ModelPlace:
     run = open_store(uri, store)
     with tempfile.TemporaryDirectory() as scratch:
         newest = checkpoint.fetch_newest(run, Path(scratch), lambda _: None)
-        if newest is None:
-            raise InputError(
-                f"{uri} holds no whole checkpoint; train one with `bts train`, or name another run"
-            )
-        best = checkpoint.read_progress(newest).best
-    return ModelPlace(uri, best or newest.name)
+        if newest is not None:
+            return ModelPlace(uri, checkpoint.read_progress(newest).best or newest.name)
+    if _fold_runs(run):
+        return ModelPlace(uri, FOLDS)
+    raise InputError(f"{uri} holds no whole checkpoint; train one with `bts train`, or name another run")
 
 
 def load_model(place: ModelPlace, store: StoreConfig, device: torch.device) -> Model:
-    """Load the weights that were validated: the moving average where there is one.
+    """Load a model with all its members, and the way to predict that was chosen for it.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, or of another architecture than its config.
+        InputError: a checkpoint is missing, damaged, or of another architecture than its config; what was chosen is
+            damaged; or members do not fit each other.
+    """
+    run = open_store(place.run, store)
+    if place.name == FOLDS:
+        return _load_folds(run, store, device)
+    model = load_checkpoint(place, store, device)
+    chosen = read_inference(run, place.name, checkpoint_id(place, store))
+    if chosen is None:
+        return model
+    members = [load_checkpoint(member_place(place, uri), store, device) for uri in chosen.members]
+    check_alike(model, members)
+    network = ensemble([model.network, *(member.network for member in members)])
+    return replace(model, network=network.eval(), config=_as_chosen(model.config, chosen), inference=chosen)
+
+
+def load_checkpoint(place: ModelPlace, store: StoreConfig, device: torch.device) -> Model:
+    """Load the weights of one checkpoint that were validated: the moving average where there is one.
+
+    They predict as validation did.  Raises ``InputError`` as ``load_model``.
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
             folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch))
         except ValueError as error:
-            raise InputError(
-                f"{join_uri(place.run, checkpoint.FOLDER, place.name)} is not a whole checkpoint: {error}"
-            ) from error
+            raise InputError(f"{place.uri} is not a whole checkpoint: {error}") from error
         config = checkpoint.read_config(folder)
         network = make_unet(config.model, device)
         ema = folder / "ema.safetensors"
         checkpoint.load_weights(network, ema if ema.is_file() else folder / "model.safetensors")
         progress = checkpoint.read_progress(folder)
-    return Model(network.eval(), config, progress, device)
+    return Model(network.eval(), config, progress, device, Inference(progress.threshold, config.score.mirror))
+
+
+def member_place(place: ModelPlace, uri: str) -> ModelPlace:
+    """Where a member of the model at ``place`` lies; one of the same run is named without it."""
+    parent, _, name = uri.rpartition(f"{checkpoint.FOLDER}/")
+    return ModelPlace(parent.rstrip("/") or place.run, name)
+
+
+def check_alike(model: Model, members: Sequence[Model]) -> None:
+    """Raise ``InputError`` where members of an ensemble differ in network or in what it sees."""
+    for member in members:
+        for key, one, other in (
+            ("model", model.config.model, member.config.model),
+            ("data.image_size", model.config.data.image_size, member.config.data.image_size),
+        ):
+            if one != other:
+                raise InputError(
+                    f"members of an ensemble must share {key}; found {one} and {other}; leave one of them out"
+                )
+
+
+def title(place: ModelPlace, model: Model) -> str:
+    """The model in words, for the head of a table."""
+    if place.name == FOLDS:
+        return f"{len(model.inference.members)} folds' models together"
+    more = len(model.inference.members)
+    others = f" and {more} more" if more else ""
+    return f"{place.name} (epoch {model.progress.epoch}){others}"
+
+
+def checkpoint_id(place: ModelPlace, store: StoreConfig) -> str:
+    """The hash of a checkpoint's list of files, and so of all that is in it.
+
+    Raises:
+        InputError: there is no whole checkpoint.
+    """
+    try:
+        listed = open_store(place.run, store).get(f"{checkpoint.FOLDER}/{place.name}/{checkpoint.FILES}")
+    except MissingObject as error:
+        raise InputError(
+            f"{place.uri} is not a whole checkpoint (no {checkpoint.FILES}); name a run or another checkpoint"
+        ) from error
+    return hashlib.sha256(listed).hexdigest()
+
+
+def model_id(place: ModelPlace, store: StoreConfig) -> str:
+    """A hash of all that decides what a model predicts: weights, and what was chosen.  Raises as ``checkpoint_id``."""
+    run = open_store(place.run, store)
+    if place.name == FOLDS:
+        parts = [model_id(find_model(uri, store), store) for uri in _fold_runs(run)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+    own = checkpoint_id(place, store)
+    chosen = inference_bytes(run, place.name)
+    return hashlib.sha256(own.encode() + chosen).hexdigest() if chosen else own
 
 
 def check_as_validated(config: Config, model: Model) -> None:
-    """Raise ``InputError`` where predictions are to be made in another way than those the threshold was chosen on."""
-    if config.score.mirror != model.config.score.mirror:
+    """Raise ``InputError`` where predictions are asked for in another way than was chosen for the model."""
+    now, before = config.score, model.config.score
+    if now.mirror != before.mirror:
         raise InputError(
-            f"score.mirror is {config.score.mirror}, but epoch and threshold of this model were chosen with "
-            f"{model.config.score.mirror}; leave it as it was, or train with score.mirror={config.score.mirror}"
+            f"score.mirror is {now.mirror}, but epoch and threshold of this model were chosen with {before.mirror}; "
+            f"leave it as it was, or train with score.mirror={now.mirror}"
         )
+    for key, wanted, had in (
+        ("choices", now.choices, before.choices),
+        ("ensemble", _absolute(now.ensemble), _absolute(before.ensemble)),
+    ):
+        if wanted != had:
+            raise InputError(
+                f"score.{key} is [{', '.join(wanted)}], but how this model predicts was chosen with "
+                f"[{', '.join(had)}]; leave it as it was, or give the run's `bts train` command with it, which "
+                "then only chooses anew"
+            )
+
+
+def _absolute(uris: Sequence[str]) -> tuple[str, ...]:
+    return tuple(absolute_uri(uri) for uri in uris)
+
+
+def _as_chosen(config: Config, chosen: Inference) -> Config:
+    """The config with those settings of the choices that were in force when they were made."""
+    assert chosen.chosen is not None
+    settings = {key: tuple(chosen.chosen[key]) for key in ("choices", "ensemble")}
+    return config.model_copy(update={"score": config.score.model_copy(update=settings)})
+
+
+def _fold_runs(run: ObjectStore) -> list[str]:
+    """The runs of a cross-validation that have checkpoints."""
+    inner = f"/{checkpoint.FOLDER}/"
+    names = {e.key.partition(inner)[0] for e in run.list(f"{FOLDS}/") if inner in e.key}
+    return [join_uri(run.uri, name) for name in sorted(names)]
+
+
+def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> Model:
+    """The folds' models as one.
+
+    No patient is unseen by all of them, so nothing can be chosen for them together: the threshold is the median of
+    theirs, and the rest is what most of them chose.
+    """
+    uris = _fold_runs(run)
+    places = [find_model(uri, store) for uri in uris]
+    models = [load_model(place, store, device) for place in places]
+    check_alike(models[0], models[1:])
+    ways = [model.inference for model in models]
+    inference = Inference(
+        float(np.median([way.threshold for way in ways])),
+        2 * sum(way.mirror for way in ways) > len(ways),
+        Counter(way.keep for way in ways).most_common(1)[0][0],
+        tuple(place.uri for place in places),
+    )
+    progress = replace(
+        models[0].progress,
+        threshold=inference.threshold,
+        data_id=hashlib.sha256("".join(m.progress.data_id for m in models).encode()).hexdigest()[:16],
+        patients=sorted({patient for model in models for patient in model.progress.patients}),
+    )
+    network = ensemble([model.network for model in models])
+    return Model(network.eval(), models[0].config, progress, device, inference)

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from jinja2 import Environment, StrictUndefined
 
 from bts_dist.config import Config
-from bts_dist.model import Model, ModelPlace
+from bts_dist.ensemble import num_networks
+from bts_dist.model import Model, ModelPlace, title
 from bts_dist.parity import Parity, ParitySlices
 from bts_dist.run import training_recipe
 from bts_dist.score import read_score
@@ -62,7 +63,7 @@ def scores_of(run: ObjectStore, place: ModelPlace, model: Model) -> list[dict[st
     """Every ``score.json`` of the run that is of this checkpoint, that of its own data set first."""
     folders = sorted({e.key.split("/")[0] for e in run.list("score") if e.key.endswith("/score.json")})
     found = [read_score(run, folder) for folder in folders]
-    own = f"{place.name} (epoch {model.progress.epoch})"
+    own = title(place, model)
     return [score for score in found if score["checkpoint"] == own]
 
 
@@ -78,11 +79,14 @@ def _content(facts: CardFacts) -> dict[str, Any]:
         "parameters": count_parameters(model.network),
         "image_size": config.data.image_size,
         "step": 2 ** (config.model.depth - 1),
-        "mirror": config.score.mirror,
+        "mirror": model.inference.mirror,
+        "members": num_networks(model.network),
+        "components": model.inference.keep,
+        "choices": (model.inference.chosen or {}).get("rows", []),
         "weights": "moving average of the steps"
         if config.optim.ema is not None
         else "as the last step left them",
-        "threshold": progress.threshold,
+        "threshold": model.inference.threshold,
         "validated": validated,
         "validation": progress.val_dice[-1] if validated else None,
         "progress": progress,

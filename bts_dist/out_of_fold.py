@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bts_dist.config import Config
-from bts_dist.model import ModelPlace
+from bts_dist.model import ModelPlace, title
 from bts_dist.score import Exam, Parallel, examine, prepare, publish
 from shards.errors import InputError
 from shards.store import ObjectStore
@@ -32,7 +32,7 @@ def score_out_of_fold(
     fold_of = _fold_of(exams)
     scored = examine(exams, workers, parallel, progress)
     about = {
-        "threshold": [exam.model.progress.threshold for exam in exams],
+        "threshold": [exam.model.inference.threshold for exam in exams],
         "checkpoint": f"{len(exams)} models, each patient scored by the one that never saw it",
         "data": {
             "shards": ", ".join(exam.config.data.shards for exam in exams),
@@ -42,8 +42,9 @@ def score_out_of_fold(
             {
                 "fold": number,
                 "run": exam.place.run,
-                "checkpoint": f"{exam.place.name} (epoch {exam.model.progress.epoch})",
-                "threshold": exam.model.progress.threshold,
+                "checkpoint": title(exam.place, exam.model),
+                "threshold": exam.model.inference.threshold,
+                "inference": exam.model.inference.to_json(),
                 "patients": exam.patients,
             }
             for number, exam in enumerate(exams)

@@ -99,11 +99,11 @@ def measure(
             device=model.device,
             batch=batch,
             precision="fp32",
-            mirror=model.config.score.mirror,
+            mirror=model.inference.mirror,
         )
         volume = read_volume(slices.source.reader, patient)
         for name, engine in engines.items():
-            now = _compare(probability, probability > model.progress.threshold, *engine(volume))
+            now = _compare(probability, probability > model.inference.threshold, *engine(volume))
             found[name] = _worse(found[name], now)
     refused = [name for name, parity in found.items() if parity.max_difference > LIMIT]
     if refused:

@@ -1,7 +1,8 @@
 """Masks of tumours for images that nobody has drawn any for, beside overlays, volumes and how they were made.
 
 A slice takes the very path that it takes in scoring: the same pixels, the same figures of normalisation, the same
-batches, the same threshold.  So files that were packed get the masks here that their shards are scored on.
+batches, the same way from probabilities to a mask.  So files that were packed get the masks here that their shards
+are scored on.
 """
 
 import csv
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bts_dist import checkpoint, memory
+from bts_dist import memory
 from bts_dist.config import Config
 from bts_dist.data import Batch
-from bts_dist.model import Model, ModelPlace, check_as_validated
+from bts_dist.model import Model, ModelPlace, check_as_validated, model_id
 from bts_dist.predict import predict_slices
 from bts_dist.study import Study
 from shards.encode import Pixels
@@ -30,7 +31,6 @@ from shards.errors import InputError
 from shards.layout import patient_of
 from shards.picture import overlay, to_png
 from shards.reader import resized
-from shards.store import join_uri, open_store
 from shards.verify import head_figures, missing_sequences, recorded
 
 RECORD, VOLUMES = "prediction.json", "volumes.csv"
@@ -85,7 +85,7 @@ def study_probabilities(model: Model, image_NHWC: Pixels, batch: int) -> NDArray
         size,
         device=model.device,
         precision=model.config.train.precision,
-        mirror=model.config.score.mirror,
+        mirror=model.inference.mirror,
     )
 
 
@@ -116,7 +116,7 @@ def _predict_study(model: Model, config: Config, study: Study, folder: Path) -> 
         raise InputError(
             f"{study.patient}: the model's output is not finite; the checkpoint is of no use, name another one"
         )
-    mask_NHW = probability > model.progress.threshold
+    mask_NHW = model.inference.mask(probability)
     masks, overlays = (folder / name / study.patient for name in ("masks", "overlays"))
     masks.mkdir(parents=True)
     overlays.mkdir(parents=True)
@@ -158,13 +158,13 @@ def _row(model: Model, study: Study, image_NHWC: Pixels, mask_NHW: NDArray[np.bo
 
 
 def _record(place: ModelPlace, model: Model, config: Config, rows: Sequence[Row]) -> Row:
-    listed = open_store(place.run, config.store).get(f"{checkpoint.FOLDER}/{place.name}/{checkpoint.FILES}")
     return {
         "model": {
-            "checkpoint": join_uri(place.run, checkpoint.FOLDER, place.name),
-            "sha256": hashlib.sha256(listed).hexdigest(),
+            "checkpoint": place.uri,
+            "sha256": model_id(place, config.store),
             "epoch": model.progress.epoch,
-            "threshold": model.progress.threshold,
+            "threshold": model.inference.threshold,
+            "inference": model.inference.to_json(),
             "data id": model.progress.data_id,
             "device": str(model.device),
             "batch": config.score.batch,

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from bts_dist import charts, gallery, ratio_charts, score_tables
 from bts_dist.charts import Row, is_number
+from bts_dist.inference import Inference
 from bts_dist.score_tables import columns, identity, in_order, metric, table
 from shards import picture
 from shards.errors import InputError
@@ -101,12 +102,21 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
             *ratio_charts.threshold_chart(score.get("thresholds") or [], _one_threshold(score)),
         ],
         "calibration": ratio_charts.regions(score.get("calibration") or {}),
+        "choices": _choices(score.get("inference")),
         "viewer": _viewer(worst_first, run.slices),
         "overlays": _overlays(run.overlays),
         "colours": {"truth": picture.TRUTH, "prediction": picture.PREDICTION},
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "provenance": _provenance(run, score),
     }
+
+
+def _choices(found: Row | None) -> dict[str, Any] | None:
+    """What was chosen on validation patients; None where nothing was, or each fold chose for itself."""
+    if not found or not found.get("rows"):
+        return None
+    way = Inference(found["threshold"], found["mirror"], found["components"], tuple(found["members"]))
+    return {"words": way.describe(), "patients": found["patients"], "rows": found["rows"]}
 
 
 def _one_threshold(score: Row) -> float | None:

@@ -51,7 +51,15 @@ def named(config: Config) -> Config:
 def absolute(config: Config) -> Config:
     """The config with local paths made absolute, for workers that run in other folders."""
     places = {"data.source": config.data.source, "data.shards": config.data.shards, "run.dir": config.run.dir}
-    return with_overrides(config, {k: v if "://" in v else str(Path(v).resolve()) for k, v in places.items()})
+    ensemble = [absolute_uri(uri) for uri in config.score.ensemble]
+    return with_overrides(
+        config, {**{key: absolute_uri(uri) for key, uri in places.items()}, "score.ensemble": ensemble}
+    )
+
+
+def absolute_uri(uri: str) -> str:
+    """A local path from the root on; any other location as it is."""
+    return uri if "://" in uri else str(Path(uri).resolve())
 
 
 def run_uri(config: Config) -> str:

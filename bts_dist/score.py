@@ -20,7 +20,7 @@ from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.evaluation import Evaluation
 from bts_dist.gallery import PatientSlices, patient_slices
-from bts_dist.model import Model, ModelPlace, check_as_validated, load_model
+from bts_dist.model import Model, ModelPlace, check_as_validated, load_model, title
 from bts_dist.patients import write_csv
 from bts_dist.predict import predict_patient
 from bts_dist.report import CLAIM
@@ -125,18 +125,16 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
             device=model.device,
             batch=config.score.batch,
             precision=model.config.train.precision,
-            # The threshold was chosen on predictions made this way.
-            mirror=model.config.score.mirror,
+            mirror=model.inference.mirror,
         )
     if not np.isfinite(probability).all():
         raise FloatingPointError(f"{patient}: the model's output is not finite; the checkpoint is of no use")
-    threshold, mask = model.progress.threshold, truth > 0
+    prediction, mask = model.inference.mask(probability), truth > 0
     index = source.reader.index
     ids = index.samples_of(patient)
     facts = source.reader.read_facts(int(ids[0]))
     institution = index.institution[ids[0]]
-    found = evaluation.evaluate(patient, institution, facts, probability, mask, threshold, config.score)
-    prediction = probability > threshold
+    found = evaluation.evaluate(patient, institution, facts, probability, prediction, mask, config.score)
     # Where truth or prediction has most to show, so that a missed and an imagined tumour are seen alike.
     at = int(np.maximum(mask.sum(axis=(1, 2)), prediction.sum(axis=(1, 2))).argmax())
     image, _ = source.reader.read(int(ids[at]))
@@ -157,8 +155,8 @@ def prepare(place: ModelPlace, config: Config) -> Exam:
     """Load a model and look up its test patients in ``config.data.shards``.
 
     Raises:
-        InputError: as ``load_model`` and ``check_unseen``; or predictions are to be made in another way than those
-            the threshold was chosen on.
+        InputError: as ``load_model`` and ``check_unseen``; or predictions are to be made in another way than was
+            chosen for the model.
     """
     model = load_model(place, config.store, torch.device("cpu"))
     check_as_validated(config, model)
@@ -203,8 +201,9 @@ def run_score(
     scored = examine([exam], workers, parallel, progress)
     model, manifest = exam.model, exam.manifest
     about = {
-        "threshold": model.progress.threshold,
-        "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
+        "threshold": model.inference.threshold,
+        "checkpoint": title(place, model),
+        "inference": model.inference.to_json(),
         "data": {"shards": config.data.shards, "data id": manifest.data_id},
         "config": model.config.model_dump(mode="json"),
     }

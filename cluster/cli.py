@@ -104,10 +104,11 @@ def inspect(
 @app.command()
 def train(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     """Train on data.shards, resuming the run if it is unfinished."""
-    from cluster import stages
+    from cluster import choice_stage, stages
 
     cfg = named(load(config, overrides))
     stages.train(cfg)
+    choice_stage.choose(cfg)
     console.next_step(f"bts score --model {run_uri(cfg)} --set data.shards={cfg.data.shards}")
 
 

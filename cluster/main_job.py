@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from bts_dist.config import Config
 from bts_dist.run import run_uri
-from cluster import folds_stage, search_stage, stages
+from cluster import choice_stage, folds_stage, search_stage, stages
 from cluster.resources import ray_cluster
 
 
@@ -23,5 +23,6 @@ def run(config: Config) -> str:
         stages.pack(config, source)
         best = search_stage.tune(config) if config.tune.trials else config
         stages.train(best)
+        choice_stage.choose(best)
         stages.score(best)
         return stages.report(run_uri(config), config)

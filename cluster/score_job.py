@@ -1,15 +1,17 @@
-"""Scoring as a job: test patients dealt out over Ray tasks, or scored in this process."""
+"""Scoring, and choosing how to predict, as jobs: patients dealt out over Ray tasks, or done in this process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bts_dist.choosing import run_choosing
 from bts_dist.config import Config
+from bts_dist.inference import Inference
 from bts_dist.model import ModelPlace
 from bts_dist.out_of_fold import score_out_of_fold
 from bts_dist.run import absolute, open_run
-from bts_dist.score import Parallel, run_score
+from bts_dist.score import run_score
 from cluster.ray_map import ray_map
 from cluster.resources import ray_cluster
 
@@ -37,8 +39,15 @@ def run_out_of_fold(
         return score_out_of_fold(exams, open_run(absolute(config)), workers, parallel, progress)
 
 
+def run_choice(place: ModelPlace, config: Config, progress: Progress | None = None) -> Inference:
+    """Choose on validation patients how a checkpoint predicts.  Raises what ``bts_dist.choosing`` raises."""
+    config = absolute(config)
+    with _workers(config) as (workers, parallel):
+        return run_choosing(_absolute(place), config, workers, parallel, progress)
+
+
 @contextmanager
-def _workers(config: Config) -> Iterator[tuple[int, Parallel]]:
+def _workers(config: Config) -> Iterator[tuple[int, Any]]:
     """How many tasks run side by side, and what runs them."""
     if config.cluster.runtime != "ray":
         yield 1, map

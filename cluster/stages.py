@@ -1,6 +1,5 @@
 """The stages of the main job, each skipped when its output exists for the same inputs and config."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -12,7 +11,7 @@ import torch
 from bts_dist import checkpoint
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
-from bts_dist.model import ModelPlace, find_model, load_model
+from bts_dist.model import find_model, load_model, model_id
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
@@ -112,7 +111,7 @@ def score(config: Config, model: str | None = None) -> str:
     run = open_store(place.run, config.store)
     key = config_hash(
         {
-            "checkpoint": _checkpoint_id(run, place),
+            "checkpoint": model_id(place, config.store),
             "data_id": data_id(config),
             "score": config.score.model_dump(mode="json"),
         },
@@ -209,16 +208,6 @@ def _interval(row: dict[str, Any]) -> str:
 
 def data_id(config: Config) -> str:
     return load_manifest(open_store(config.data.shards, config.store)).data_id
-
-
-def _checkpoint_id(run: ObjectStore, place: ModelPlace) -> str:
-    try:
-        return hashlib.sha256(run.get(f"{checkpoint.FOLDER}/{place.name}/{checkpoint.FILES}")).hexdigest()
-    except MissingObject as error:
-        raise InputError(
-            f"{join_uri(place.run, checkpoint.FOLDER, place.name)} is not a whole checkpoint "
-            f"(no {checkpoint.FILES}); name a run or another checkpoint"
-        ) from error
 
 
 def _best_threshold(config: Config, name: str | None) -> float:

@@ -1,0 +1,164 @@
+"""Choosing on the validation patients how a trained model predicts.  Patients are dealt out as in scoring."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bts_dist import checkpoint, memory
+from bts_dist.checkpoint import Progress
+from bts_dist.choices import Axes, count_ways, decide, make_axes
+from bts_dist.config import Config
+from bts_dist.counts import Counts
+from bts_dist.data import SampleSource
+from bts_dist.estimates import draw
+from bts_dist.inference import Inference, write_inference
+from bts_dist.model import ModelPlace, check_alike, checkpoint_id, find_model, load_checkpoint
+from bts_dist.predict import patient_logits, truth_of
+from bts_dist.runtime import pick_device
+from shards.errors import InputError
+from shards.reader import PackedData
+from shards.store import open_store
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """Validation patients for one worker, anywhere in the cluster."""
+
+    members: tuple[ModelPlace, ...]
+    config: str
+    """As JSON."""
+    axes: Axes
+    patients: tuple[str, ...]
+
+
+Counted = list[tuple[str, Counts]]
+Parallel = Callable[[Callable[[ChoiceTask], Counted], Sequence[ChoiceTask]], Iterator[Counted]]
+"""Does tasks anywhere, and gives their results as they end."""
+
+
+def find_members(place: ModelPlace, config: Config) -> list[ModelPlace]:
+    """The checkpoints that may be averaged, the model's own first.
+
+    Then come the run's other whole epochs that are still kept, newest first, then the best ones of ``score.ensemble``.
+
+    Raises:
+        InputError: a run of ``score.ensemble`` has no checkpoint, or saw other data or another network.
+    """
+    if "ensemble" not in config.score.choices:
+        return [place]
+    cpu = torch.device("cpu")
+    own = load_checkpoint(place, config.store, cpu)
+    kept = [
+        ModelPlace(place.run, name)
+        for name in reversed(checkpoint.names(open_store(place.run, config.store)))
+        if name != place.name
+    ]
+    epochs = [each for each in kept if _ends_an_epoch(load_checkpoint(each, config.store, cpu).progress)]
+    further = [find_model(uri, config.store) for uri in config.score.ensemble]
+    for each in further:
+        other = load_checkpoint(each, config.store, cpu)
+        check_alike(own, [other])
+        if other.progress.data_id != own.progress.data_id:
+            raise InputError(
+                f"score.ensemble: {each.run} was trained on data set {other.progress.data_id}, this run on "
+                f"{own.progress.data_id}; name runs of the same data set, whose validation patients are the same"
+            )
+    return [place, *epochs, *further]
+
+
+def run_choosing(
+    place: ModelPlace,
+    config: Config,
+    workers: int,
+    parallel: Parallel,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inference:
+    """Choose for the checkpoint at ``place``, record it beside the checkpoint and give it.
+
+    Raises:
+        InputError: as ``find_members``; or ``data.shards`` is not the data set of the training.
+    """
+    own = load_checkpoint(place, config.store, torch.device("cpu")).progress
+    data = PackedData(config.data.shards, config.store)
+    if data.manifest.data_id != own.data_id:
+        raise InputError(
+            f"{config.data.shards} is data set {data.manifest.data_id}, and {place.uri} was trained on {own.data_id}; "
+            "its validation patients must choose how it predicts: name that data set"
+        )
+    members = find_members(place, config)
+    axes = make_axes(config.score, len(members), own.threshold)
+    patients = data.training("val").index.patients()
+    parts = min(max(workers, len(patients) // 2), len(patients))
+    dealt = [tuple(patients[i::parts]) for i in range(parts)]
+    counted: dict[str, Counts] = {}
+    for part in parallel(
+        count_patients,
+        [ChoiceTask(tuple(members), config.model_dump_json(), axes, each) for each in dealt],
+    ):
+        counted |= dict(part)
+        if progress is not None:
+            progress(len(counted), len(patients))
+    draws = draw(len(patients), config.score.bootstrap, config.score.seed)
+    found, tried, num_members = decide([counted[patient] for patient in patients], axes, draws)
+    found = replace(
+        found,
+        members=tuple(_name(member, place) for member in members[1:num_members]),
+        chosen={**tried, "choices": list(config.score.choices), "ensemble": list(config.score.ensemble)},
+    )
+    write_inference(
+        open_store(place.run, config.store), place.name, checkpoint_id(place, config.store), found
+    )
+    return found
+
+
+def count_patients(task: ChoiceTask) -> Counted:
+    """Count a task's patients in every way, on one CPU thread, as scoring does."""
+    config = Config.model_validate_json(task.config)
+    models = [load_checkpoint(place, config.store, pick_device(0)) for place in task.members]
+    own = models[0].config
+    data = config.data.model_copy(update={"image_size": own.data.image_size, "cache": "none"})
+    source = SampleSource(PackedData(config.data.shards, config.store).training("val"), data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found: Counted = []
+        for patient in task.patients:
+            with memory.explained(memory.in_scoring, config, own, models[0].device, patient, source.sides):
+                logits = [
+                    patient_logits(
+                        model.network,
+                        source,
+                        patient,
+                        device=model.device,
+                        batch=config.score.batch,
+                        precision=own.train.precision,
+                        mirror=True in task.axes.mirror,
+                    )
+                    for model in models
+                ]
+            _check_finite(patient, task.members, logits)
+            found.append((patient, count_ways(logits, truth_of(source, patient) > 0, task.axes)))
+        return found
+    finally:
+        torch.set_num_threads(threads)
+        source.close()
+
+
+def _check_finite(patient: str, members: Sequence[ModelPlace], logits: Sequence[Any]) -> None:
+    for place, own in zip(members, logits, strict=True):
+        if not np.isfinite(own.numpy()).all():
+            raise InputError(
+                f"{patient}: the output of {place.uri} is not finite; the checkpoint is of no use, train again"
+            )
+
+
+def _ends_an_epoch(progress: Progress) -> bool:
+    """Whether the weights are those that a validation saw."""
+    return progress.epoch > 0 and progress.loss_sum == 0
+
+
+def _name(member: ModelPlace, place: ModelPlace) -> str:
+    return f"{checkpoint.FOLDER}/{member.name}" if member.run == place.run else member.uri
