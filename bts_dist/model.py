@@ -38,6 +38,11 @@ class Model:
     inference: Inference
 
 
+def as_validated(progress: Progress, config: Config) -> Inference:
+    """How a checkpoint predicts for which nothing was chosen since: as it did in validation."""
+    return Inference(progress.threshold, config.score.mirror)
+
+
 @dataclass(frozen=True)
 class ModelPlace:
     """Where a model lies: the run's location, and a checkpoint's name or ``FOLDS``."""
@@ -106,7 +111,7 @@ def load_checkpoint(place: ModelPlace, store: StoreConfig, device: torch.device)
         ema = folder / "ema.safetensors"
         checkpoint.load_weights(network, ema if ema.is_file() else folder / "model.safetensors")
         progress = checkpoint.read_progress(folder)
-    return Model(network.eval(), config, progress, device, Inference(progress.threshold, config.score.mirror))
+    return Model(network.eval(), config, progress, device, as_validated(progress, config))
 
 
 def member_place(place: ModelPlace, uri: str) -> ModelPlace:

@@ -82,6 +82,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is dict:
         return "mapping"
+    if get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
+        return f"list of {_type(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:
         return "[" + ", ".join(_type(each) for each in get_args(annotation)) + "]"
     if isinstance(annotation, type):

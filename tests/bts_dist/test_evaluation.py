@@ -25,15 +25,15 @@ def patient(number: int, spacing: bool = False) -> Evaluation:
     distance = np.linalg.norm(np.indices((4, 20, 20)) - np.reshape(centre, (3, 1, 1, 1)), axis=0)
     truth = (distance < rng.uniform(3, 8)) & (number % 5 > 0)
     probability = 1 / (1 + np.exp(distance - rng.uniform(3, 8) + rng.normal(0, 0.5, distance.shape)))
-    probability *= number % 7 > 0
+    probability = (probability * (number % 7 > 0)).astype(np.float32)
     facts = Facts(MISSING[number % 3], (5.0, 0.9, 0.9) if spacing else None)
     return evaluate(
         f"P{number:02d}",
         INSTITUTIONS[number % 3],
         facts,
-        probability.astype(np.float32),
+        probability,
+        probability > 0.5,
         truth,
-        0.5,
         SETTINGS,
     )
 
@@ -104,7 +104,11 @@ def test_spacing_decides_the_unit_of_all_or_none() -> None:
 def test_nothing_anywhere_is_perfect_and_finite() -> None:
     nothing = np.zeros((2, 8, 8))
     found = result(
-        [evaluate("P", "CS", Facts((), None), nothing.astype(np.float32), nothing > 0, 0.5, SETTINGS)],
+        [
+            evaluate(
+                "P", "CS", Facts((), None), nothing.astype(np.float32), nothing > 0, nothing > 0, SETTINGS
+            )
+        ],
         SETTINGS,
     )
     assert found["metrics"]["dice/patient"]["mean"] == found["metrics"]["surface_dice/patient"]["mean"] == 1

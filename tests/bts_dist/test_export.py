@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from bts_dist import export
 from bts_dist.checkpoint import Progress
+from bts_dist.components import keep_components
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.ensemble import Ensemble
 from bts_dist.export import (
     Export,
     check_free,
@@ -28,7 +31,8 @@ from bts_dist.export import (
     write_network,
 )
 from bts_dist.exported import load_exported, open_exported, sha256_of
-from bts_dist.model import Model, ModelPlace
+from bts_dist.inference import Inference
+from bts_dist.model import Model, ModelPlace, as_validated
 from bts_dist.parity import Engine, ParityError, measure, parity_slices, read_volume
 from bts_dist.unet import make_unet
 from bts_dist.volume_model import VolumeModel
@@ -56,7 +60,7 @@ def make_model(config: Config) -> Model:
     progress = Progress(
         epoch=1, step=8, val_dice=[0.25], threshold=THRESHOLD, data_id="0" * 16, patients=["A"]
     )
-    return Model(network.eval(), config, progress, CPU)
+    return Model(network.eval(), config, progress, CPU, as_validated(progress, config))
 
 
 def volume_of(shape: tuple[int, int, int], seed: int = 0) -> Pixels:
@@ -96,7 +100,7 @@ def test_a_published_export_is_whole(published: Export) -> None:
     assert record["files"].keys() == FILES - {"export.json"}
     for name, entry in record["files"].items():
         assert entry == {"sha256": sha256_of(published.folder / name), "bytes": published.sizes[name]}
-    assert record["threshold"] == THRESHOLD
+    assert record["inference"]["threshold"] == THRESHOLD
     assert record["parity"]["real"]
     assert record["versions"]["torch"] == torch.__version__
 
@@ -153,9 +157,7 @@ def assert_parity(model: Model, engines: dict[str, Engine]) -> None:
         found = measure(model, slices, engines, batch=2)
     assert max(parity.max_difference for parity in found.values()) < 1e-5
     volume = volume_of((2, 29, 41))
-    whole = VolumeModel(
-        model.network, model.config.data.image_size, THRESHOLD, mirror=model.config.score.mirror
-    )
+    whole = VolumeModel(model.network, model.config.data.image_size, THRESHOLD, mirror=model.inference.mirror)
     with torch.inference_mode():
         wanted, _ = whole(torch.from_numpy(volume))
     for name, engine in engines.items():
@@ -329,3 +331,26 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(InputError, match=r"needs onnxscript; .*pip install .*'\.\[export\]'"):
         check_packages()
+
+
+def test_an_ensemble_is_exported_as_one(config: Config, odd: Path, tmp_path: Path) -> None:
+    model = make_model(with_overrides(config, {"data.shards": str(odd), "data.image_size": 16}))
+    other = make_model(model.config).network
+    with torch.no_grad():
+        other.heads[0].bias.fill_(1.0)
+    several = replace(
+        model,
+        network=Ensemble([model.network, other]).eval(),
+        inference=Inference(THRESHOLD, True, 30, ("checkpoints/other",)),
+    )
+    write_network(several, tmp_path)
+    assert_parity(several, engines(tmp_path))
+    loaded = open_exported(tmp_path, CPU)
+    assert (loaded.config.members, loaded.config.components) == (2, 30)
+    volume = volume_of((4, 32, 32))
+    probability, above = loaded.predict(volume)
+    alone = VolumeModel(model.network, 16, THRESHOLD, mirror=True)(torch.from_numpy(volume))[0]
+    assert np.abs(probability - alone.detach().numpy()).max() > 0.01
+    # Called as scoring predicts: with components of fewer voxels dropped.
+    wanted = keep_components(above > 0, 30)
+    assert np.array_equal(loaded(volume), wanted)

@@ -1,6 +1,7 @@
 """The card says what checkpoint, data set and scores say, and no more."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config, ScoreConfig
 from bts_dist.data import SampleSource
-from bts_dist.model import Model, ModelPlace
+from bts_dist.model import Model, ModelPlace, as_validated
 from bts_dist.model_card import CardFacts, is_validated, model_card
 from bts_dist.parity import Parity, ParitySlices
 from bts_dist.patients import PatientScore
@@ -35,7 +36,8 @@ def facts(config: Config, packed: Path, run: LocalStore) -> CardFacts:
     progress = Progress(
         2, 16, val_dice=[0.1, 0.4321], threshold=0.7, data_id=data.manifest.data_id, patients=seen
     )
-    model = Model(make_unet(config.model, torch.device("cpu")), config, progress, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    model = Model(make_unet(config.model, cpu), config, progress, cpu, as_validated(progress, config))
     slices = ParitySlices(source, ("x",), "5 slices of 1 validation patients", real=True)
     return CardFacts(ModelPlace(run.uri, NAME), model, config, slices, PARITY, 1e-3)
 
@@ -126,7 +128,7 @@ def test_scores_of_another_checkpoint_are_not_shown(facts: CardFacts, run: Local
 def test_weights_saved_within_an_epoch_were_not_validated(facts: CardFacts) -> None:
     assert is_validated(facts.model)
     for progress in (Progress(), Progress(epoch=1, step=11, loss_sum=2.5, val_dice=[0.4])):
-        model = Model(facts.model.network, facts.model.config, progress, facts.model.device)
+        model = replace(facts.model, progress=progress)
         card = model_card(changed(facts, model=model))
         assert "they were never validated" in card
         assert "not chosen on validation patients" in card
@@ -137,7 +139,7 @@ def test_phantoms_and_low_precision_are_told(facts: CardFacts) -> None:
     config = with_overrides(
         facts.model.config, {"train.precision": "bf16", "optim.ema": None, "data.image_size": 16}
     )
-    model = Model(facts.model.network, config, facts.model.progress, facts.model.device)
+    model = replace(facts.model, config=config)
     slices = ParitySlices(facts.slices.source, ("x",), "5 slices of phantoms", real=False)
     card = model_card(changed(facts, model=model, slices=slices))
     assert "drawn phantoms, no MRI" in card

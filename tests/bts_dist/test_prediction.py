@@ -169,7 +169,7 @@ def read_masks(folder: Path, view: AxialView) -> np.ndarray:
 def test_a_patient_without_tumour_has_a_picture_too(
     model: Model, run: str, source: Path, tmp_path: Path
 ) -> None:
-    silent = replace(model, progress=replace(model.progress, threshold=0.999))
+    silent = replace(model, inference=replace(model.inference, threshold=0.999))
     patient = sorted(source.iterdir())[0]
     record = run_prediction(
         find_model(run, STORE), silent, model.config, find_studies(str(patient)), tmp_path / "out"

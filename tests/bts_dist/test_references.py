@@ -93,7 +93,7 @@ def edge_case(name: str) -> Mask:
 
 def evaluated(prediction: Mask, truth: Mask, spacing: Spacing = (1.0, 1.0, 1.0)) -> Evaluation:
     facts = Facts(missing=(), spacing_mm=spacing)
-    return evaluate("P", "CS", facts, prediction.astype(np.float32), truth, 0.5, ScoreConfig())
+    return evaluate("P", "CS", facts, prediction.astype(np.float32), prediction, truth, ScoreConfig())
 
 
 def figures(prediction: Mask, truth: Mask, spacing: Spacing = (1.0, 1.0, 1.0)) -> dict[str, float | None]:
@@ -223,7 +223,8 @@ def test_calibration_and_thresholds() -> None:
     probability = rng.beta(0.4, 0.8, (3, 24, 24)).astype(np.float32)
     truth = rng.random(probability.shape) < probability**1.5
     found = result(
-        [evaluate("P", "CS", Facts((), None), probability, truth, 0.5, ScoreConfig())], ScoreConfig()
+        [evaluate("P", "CS", Facts((), None), probability, probability > 0.5, truth, ScoreConfig())],
+        ScoreConfig(),
     )
 
     p, t = torch.from_numpy(probability)[None, None], torch.from_numpy(truth)[None, None]

@@ -14,7 +14,7 @@ from bts_dist.model import find_model
 from bts_dist.run import open_run
 from bts_dist.track import read_metrics
 from cluster.pack_job import run_pack
-from cluster.score_job import run_scoring
+from cluster.score_job import run_choice, run_scoring
 from cluster.train_job import run_training
 from cluster.tune_job import BEST, run_search
 from cluster.tune_ledger import METRIC, Trial
@@ -111,6 +111,17 @@ def test_scores_do_not_depend_on_the_workers(config: Config, tmp_path: Path) -> 
     on_ray = [(folder / f).read_bytes() for f in files]
     run_scoring(place, with_overrides(config, {"cluster.runtime": "local"}))
     assert [(folder / f).read_bytes() for f in files] == on_ray
+
+
+def test_choices_do_not_depend_on_the_workers(config: Config, tmp_path: Path) -> None:
+    run_training(with_overrides(config, {"cluster.runtime": "local"}))
+    place = find_model(str(tmp_path / "runs" / "test"), config.store)
+    on_ray = run_choice(place, config)
+    assert on_ray.chosen is not None
+    assert len(on_ray.chosen["rows"]) == 4
+    here = run_choice(place, with_overrides(config, {"cluster.runtime": "local"}))
+    assert here == on_ray
+    assert here.chosen == on_ray.chosen
 
 
 def test_fewer_samples_than_workers_is_refused_before_any_worker_starts(config: Config) -> None:

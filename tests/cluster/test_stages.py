@@ -28,7 +28,9 @@ def scored(*dice: float) -> dict[str, object]:
         probability = np.where(np.arange(64).reshape(truth.shape) % 8 < 5 * share, truth, 0).astype(
             np.float32
         )
-        evaluations.append(evaluate(f"P{number}", "CS", Facts((), None), probability, truth, 0.5, settings))
+        evaluations.append(
+            evaluate(f"P{number}", "CS", Facts((), None), probability, probability > 0.5, truth, settings)
+        )
     return result(evaluations, settings) | {"checkpoint": "step-8 (epoch 1)", "threshold": 0.5}
 
 

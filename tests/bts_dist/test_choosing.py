@@ -1,0 +1,269 @@
+"""Choosing for a trained model: what is recorded is what scoring, prediction and the loaded model then do."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_run import NAME, THRESHOLD, fresh_run
+
+from bts_dist import inference
+from bts_dist.choosing import ChoiceTask, Counted, find_members, run_choosing
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.counts import count, dice
+from bts_dist.data import SampleSource
+from bts_dist.ensemble import Ensemble, num_networks
+from bts_dist.inference import Inference, read_inference, write_inference
+from bts_dist.model import (
+    FOLDS,
+    ModelPlace,
+    check_as_validated,
+    checkpoint_id,
+    find_model,
+    load_checkpoint,
+    load_model,
+    model_id,
+    title,
+)
+from bts_dist.predict import predict_patient
+from bts_dist.runtime import LocalRuntime
+from bts_dist.score import run_score
+from bts_dist.train import train
+from shards.config import StoreConfig
+from shards.errors import InputError
+from shards.reader import PackedData
+from shards.store import LocalStore
+
+STORE = StoreConfig()
+CPU = torch.device("cpu")
+
+
+def backwards(work: Any, given: Sequence[ChoiceTask]) -> Iterator[Counted]:
+    return map(work, reversed(given))
+
+
+@pytest.fixture(scope="module")
+def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two runs of two epochs on the phantom that differ in their seed."""
+    root = tmp_path_factory.mktemp("trained")
+    for seed in (0, 1):
+        run = LocalStore(str(root / str(seed)), root / str(seed))
+        own = with_overrides(config, {"train.seed": seed})
+        train(own, LocalRuntime(0, 1, 0, CPU), run, root / str(seed))
+    return str(root / "0"), str(root / "1")
+
+
+@pytest.fixture
+def run(trained: tuple[str, str], tmp_path: Path) -> str:
+    """A copy of the first run that a test may change."""
+    return str(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+def store_of(run: str) -> LocalStore:
+    return LocalStore(run, Path(run))
+
+
+def val_dice(run: str, config: Config) -> float:
+    """``dice/patient`` of the validation patients when they are predicted as the loaded model says."""
+    model = load_model(find_model(run, STORE), STORE, CPU)
+    reader = PackedData(config.data.shards).training("val")
+    source = SampleSource(reader, config.data)
+    found = []
+    for patient in reader.index.patients():
+        probability, truth = predict_patient(
+            model.network,
+            source,
+            patient,
+            device=CPU,
+            batch=32,
+            precision="fp32",
+            mirror=model.inference.mirror,
+        )
+        counts = count(model.inference.mask(probability), truth > 0).sum(axis=0)
+        found.append(float(dice(counts)))
+    source.close()
+    return float(np.mean(found))
+
+
+def test_what_is_recorded_is_what_the_model_then_does(
+    run: str, trained: tuple[str, str], config: Config
+) -> None:
+    config = with_overrides(config, {"score.ensemble": [trained[1]]})
+    place = find_model(run, STORE)
+    before = model_id(place, STORE)
+    seen: list[tuple[int, int]] = []
+    found = run_choosing(place, config, 2, backwards, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (2, 2)
+    assert found.chosen is not None
+    assert [row["choice"] for row in found.chosen["rows"]] == [
+        "mirror",
+        "ensemble",
+        "threshold",
+        "components",
+    ]
+    model = load_model(place, STORE, CPU)
+    assert model.inference == found
+    assert model.inference.chosen == found.chosen
+    assert num_networks(model.network) == len(found.members) + 1
+    assert val_dice(run, config) == pytest.approx(found.chosen["dice/patient"], abs=1e-6)
+    assert model_id(place, STORE) != before
+
+
+def test_workers_and_their_order_change_nothing(run: str, config: Config) -> None:
+    place, records = find_model(run, STORE), []
+    for workers, parallel in ((1, map), (2, backwards)):
+        run_choosing(place, config, workers, parallel)
+        records.append(inference.inference_bytes(store_of(run), place.name))
+    assert records[0] == records[1]
+
+
+def test_members_are_the_runs_epochs_and_then_those_named(
+    run: str, trained: tuple[str, str], config: Config
+) -> None:
+    config = with_overrides(config, {"score.ensemble": [trained[1]]})
+    place = find_model(run, STORE)
+    members = find_members(place, config)
+    assert members[0] == place
+    assert {m.name for m in members if m.run == run} == {"step-00000008-a1", "step-00000016-a1"}
+    assert members[-1] == find_model(trained[1], STORE)
+    alone = with_overrides(config, {"score.choices": ["threshold"]})
+    assert find_members(place, alone) == [place]
+
+
+def test_weights_of_no_whole_epoch_are_no_members(run: str, config: Config) -> None:
+    fresh = fresh_run(Path(run).parent / "other", config)
+    shutil.copytree(Path(fresh) / "checkpoints" / NAME, Path(run) / "checkpoints" / "step-00000003-a1")
+    names = [m.name for m in find_members(find_model(run, STORE), config)]
+    assert "step-00000003-a1" in names
+    _rewrite(Path(run) / "checkpoints" / "step-00000003-a1", loss_sum=0.5)
+    assert "step-00000003-a1" not in [m.name for m in find_members(find_model(run, STORE), config)]
+
+
+def _rewrite(folder: Path, **progress: Any) -> None:
+    """Change a checkpoint's progress, and its list of files with it."""
+    state = json.loads((folder / "state.json").read_text())
+    state["progress"] |= progress
+    (folder / "state.json").write_text(json.dumps(state))
+    files = json.loads((folder / "files.json").read_text())
+    files["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "files.json").write_text(json.dumps(files))
+
+
+def test_an_ensemble_of_other_data_or_another_network_is_refused(
+    run: str, config: Config, tmp_path: Path
+) -> None:
+    place = find_model(run, STORE)
+    elsewhere = with_overrides(config, {"score.ensemble": [fresh_run(tmp_path / "a", config)]})
+    with pytest.raises(InputError, match="was trained on data set none"):
+        find_members(place, elsewhere)
+    wider = fresh_run(tmp_path / "b", with_overrides(config, {"model.features": 6}))
+    with pytest.raises(InputError, match="must share model"):
+        find_members(place, with_overrides(config, {"score.ensemble": [wider]}))
+
+
+def test_patients_of_another_data_set_choose_nothing(run: str, config: Config, everyone: Path) -> None:
+    with pytest.raises(InputError, match="its validation patients must choose"):
+        run_choosing(find_model(run, STORE), with_overrides(config, {"data.shards": str(everyone)}), 1, map)
+    assert inference.inference_bytes(store_of(run), find_model(run, STORE).name) == b""
+
+
+def test_a_model_without_numbers_chooses_nothing(config: Config, tmp_path: Path) -> None:
+    data_id = PackedData(config.data.shards).manifest.data_id
+    broken = fresh_run(tmp_path / "run", config, broken=True)
+    _rewrite(Path(broken) / "checkpoints" / NAME, data_id=data_id)
+    with pytest.raises(InputError, match="is not finite"):
+        run_choosing(find_model(broken, STORE), config, 1, map)
+
+
+def choose_by_hand(run: str, found: Inference, **settings: Any) -> ModelPlace:
+    place = find_model(run, STORE)
+    chosen = {"rows": [], "choices": [], "ensemble": [], **settings}
+    write_inference(store_of(run), place.name, checkpoint_id(place, STORE), replace(found, chosen=chosen))
+    return place
+
+
+def test_scoring_does_as_chosen(run: str, config: Config) -> None:
+    other = next(n for n in ("step-00000008-a1", "step-00000016-a1") if n != find_model(run, STORE).name)
+    chosen = Inference(0.4, False, "largest", (f"checkpoints/{other}",))
+    place = choose_by_hand(run, chosen, choices=["components"])
+    config = with_overrides(config, {"score.choices": ["components"]})
+    _, result = run_score(place, config, 1, map)
+    assert result["threshold"] == 0.4
+    assert result["checkpoint"].endswith("and 1 more")
+    assert result["inference"]["components"] == "largest"
+    model = load_model(place, STORE, CPU)
+    assert isinstance(model.network, Ensemble)
+    reader = PackedData(config.data.shards).test()
+    source = SampleSource(reader, config.data)
+    for row in result["patients"]:
+        probability, truth = predict_patient(
+            model.network, source, row["patient"], device=CPU, batch=32, precision="fp32", mirror=False
+        )
+        wanted = count(chosen.mask(probability), truth > 0).sum(axis=0).tolist()
+        assert [row["tp"], row["fp"], row["fn"]] == wanted
+    source.close()
+
+
+def test_scoring_with_other_settings_than_chosen_is_refused(run: str, config: Config) -> None:
+    model = load_model(choose_by_hand(run, Inference(0.4, False), choices=["threshold"]), STORE, CPU)
+    with pytest.raises(InputError, match=r"score\.choices is \[mirror, .* chosen with \[threshold\]"):
+        check_as_validated(config, model)
+    same = with_overrides(config, {"score.choices": ["threshold"]})
+    check_as_validated(same, model)
+    with pytest.raises(InputError, match=r"score\.ensemble is \[.*elsewhere\]"):
+        check_as_validated(with_overrides(same, {"score.ensemble": ["elsewhere"]}), model)
+
+
+def test_a_record_of_another_checkpoint_or_a_damaged_one_is_refused(run: str) -> None:
+    place = choose_by_hand(run, Inference(0.4, False))
+    with pytest.raises(InputError, match="is of another checkpoint"):
+        read_inference(store_of(run), place.name, "0" * 64)
+    key = f"{inference.FOLDER}/{place.name}.json"
+    record = json.loads(store_of(run).get(key))
+    for damaged in (b"{", b"[]", json.dumps({k: v for k, v in record.items() if k != "mirror"}).encode()):
+        store_of(run).put(key, damaged)
+        with pytest.raises(InputError, match="is damaged"):
+            load_model(place, STORE, CPU)
+
+
+def test_a_member_that_is_gone_is_named(run: str) -> None:
+    place = choose_by_hand(run, Inference(0.4, False, "all", ("checkpoints/step-00000099-a1",)))
+    with pytest.raises(InputError, match="step-00000099-a1 is not a whole checkpoint"):
+        load_model(place, STORE, CPU)
+
+
+def test_the_folds_together_are_a_model(config: Config, tmp_path: Path) -> None:
+    for fold, patients in enumerate((("A", "B"), ("B", "C"), ("C", "A"))):
+        folder = tmp_path / "run" / FOLDS / f"fold-{fold}"
+        fresh_run(folder, config, patients=patients)
+    choose_by_hand(str(tmp_path / "run" / FOLDS / "fold-1"), Inference(0.3, False, 30))
+    place = find_model(str(tmp_path / "run"), STORE)
+    assert place == ModelPlace(str(tmp_path / "run"), FOLDS)
+    model = load_model(place, STORE, CPU)
+    assert num_networks(model.network) == 3
+    assert model.progress.patients == ["A", "B", "C"]
+    assert model.inference.threshold == THRESHOLD  # the median
+    assert model.inference.mirror
+    assert model.inference.keep == "all"
+    assert title(place, model) == "3 folds' models together"
+    # Equal weights: their mean is one of them.
+    one = load_checkpoint(find_model(f"{place.run}/{FOLDS}/fold-0", STORE), STORE, CPU)
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.network(x), one.network(x))
+    check_as_validated(config, model)
+
+
+def test_the_folds_together_score_none_of_their_patients(config: Config, tmp_path: Path) -> None:
+    patients = tuple(PackedData(config.data.shards).test().index.patients())
+    for fold in range(2):
+        fresh_run(tmp_path / "run" / FOLDS / f"fold-{fold}", config, patients=patients[fold : fold + 1])
+    with pytest.raises(InputError, match="2 of 2 test patients were trained or chosen on"):
+        run_score(find_model(str(tmp_path / "run"), STORE), config, 1, map)
