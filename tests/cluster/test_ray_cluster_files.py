@@ -19,7 +19,9 @@ FILES = pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name
 
 
 def pyproject_version() -> str:
-    found = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found is not None
     return found[1]
 
@@ -53,7 +55,10 @@ def test_the_pinned_ray_is_the_one_these_tests_ran_with() -> None:
 @FILES
 def test_what_is_placed_on_machines_is_there_or_made(path: Path) -> None:
     mounts = launcher(path)["file_mounts"]
-    made = {"dist": "make wheel", "~/.ray/auth_token": "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token"}
+    made = {
+        "dist": "make wheel",
+        "~/.ray/auth_token": "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token",
+    }
     for place in mounts.values():
         assert place in made or (ROOT / place).exists(), place
     comments = path.read_text(encoding="utf-8").partition("cluster_name")[0]
@@ -146,7 +151,10 @@ def test_roles_are_those_of_the_policies() -> None:
 def test_workers_may_use_the_bucket_and_nothing_else() -> None:
     actions = [a for s in statements("worker-policy") for a in s["Action"]]
     assert all(a.startswith("s3:") and "*" not in a for a in actions)
-    assert {s["Resource"] for s in statements("worker-policy")} == {"arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"}
+    assert {s["Resource"] for s in statements("worker-policy")} == {
+        "arn:aws:s3:::BUCKET",
+        "arn:aws:s3:::BUCKET/*",
+    }
 
 
 def test_the_head_may_end_machines_of_this_cluster_alone() -> None:
@@ -155,7 +163,11 @@ def test_the_head_may_end_machines_of_this_cluster_alone() -> None:
         "StringEquals": {"aws:ResourceTag/ray-cluster-name": launcher(AWS)["cluster_name"]}
     }
     region = launcher(AWS)["provider"]["region"]
-    assert all(region in json.dumps(s) for s in statements("head-policy") if s["Sid"] in ("StartMachines", "FindTheNewestImages"))
+    assert all(
+        region in json.dumps(s)
+        for s in statements("head-policy")
+        if s["Sid"] in ("StartMachines", "FindTheNewestImages")
+    )
 
 
 def test_the_local_head_is_named_the_same_everywhere() -> None:
