@@ -70,7 +70,7 @@ def max_concurrent(config: ClusterConfig) -> int:
 
 def _has_groups() -> bool:
     """Whether nodes may be added: `ray up` and KubeRay put each into a group, of which there can be more."""
-    return any(NODE_GROUP in node["Labels"] for node in ray.nodes())
+    return any(NODE_GROUP in node.get("Labels", {}) for node in ray.nodes())
 
 
 def _connect(config: ClusterConfig) -> None:
