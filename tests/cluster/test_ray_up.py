@@ -13,12 +13,14 @@ from typing import Any
 import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
-from cluster_files import AWS, LOCAL, launcher
+from cluster_files import AWS, LOCAL, ROOT, launcher
 from ray.autoscaler._private import commands, util
 from ray.autoscaler._private.aws import config as aws_config
 from ray.autoscaler._private.aws import node_provider, utils
 from ray.autoscaler._private.local import node_provider as local_provider
 from ray.autoscaler._private.updater import NodeUpdaterThread
+
+from bts_dist.compose import load_config
 
 MACHINES = {
     "m7i.xlarge": (4, 16, []),
@@ -185,6 +187,10 @@ def test_aws_works_out_what_is_left_open(ec2: Ec2, home: Path) -> None:
         "gpu": (48, 4),
         "gpu_spot": (48, 4),
     }
+    gpus = sum(t["max_workers"] * t["resources"].get("GPU", 0) for t in types.values())
+    job = load_config([ROOT / "configs" / "lgg.yaml", ROOT / "configs" / "cluster-gpu.yaml"]).cluster
+    assert job.most * job.gpus_per_worker <= gpus
+    assert job.cpus_per_worker / job.gpus_per_worker <= 48 / 4
     for node in types.values():
         assert node["node_config"]["SubnetIds"] == ["subnet-1"], "in the zone that the file names"
         assert node["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/"), "not Ray's old default"

