@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from cluster.explanation import explain
 from shards.errors import InputError
 
 METADATA = "http://169.254.169.254"
@@ -140,4 +141,7 @@ def _commands(processes: Path) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except InputError as bad:
+        sys.exit(explain(bad, 2))
