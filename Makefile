@@ -6,7 +6,7 @@ DATA   ?=
 CONFIG := $(if $(DATA),configs/lgg-cpu.yaml,configs/demo.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint faults bench
+.PHONY: help install demo test unit lint faults bench wheel
 
 help:  ## show these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,6 +46,9 @@ lint: install  ## style, types and the direction of imports
 
 faults: install  ## training killed at every point of the list, not only those of `make test`
 	BTS_ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults
+
+wheel: install  ## dist/bts_dist-….whl, for the machines of a cluster
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench: install  ## the loader beside others, on phantoms or on DATA=/path/to/kaggle_3m; see benchmarks/README.md
 	$(BIN)/python benchmarks/loader.py $(if $(DATA),--source $(DATA))

@@ -14,6 +14,9 @@ import ray
 from bts_dist.config import ClusterConfig
 from shards.errors import InputError
 
+NODE_GROUP = "ray.io/node-group"
+"""Ray's label of a node that names its group."""
+
 
 @contextmanager
 def ray_cluster(config: ClusterConfig) -> Iterator[None]:
@@ -39,9 +42,13 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
 def check_resources(config: ClusterConfig) -> None:
     """Refuse at once what Ray would wait for without end.
 
+    A cluster of groups may grow, and the start then waits for ``cluster.wait_minutes``.
+
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs than the workers need.
+        InputError: the cluster has fewer CPUs or GPUs than the workers need, and does not grow.
     """
+    if _has_groups():
+        return
     total = ray.cluster_resources()
     for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
         have, want = total.get(name, 0.0), each * config.fewest
@@ -59,6 +66,11 @@ def max_concurrent(config: ClusterConfig) -> int:
     if config.gpus_per_worker > 0:
         fits.append(total.get("GPU", 0.0) / (config.gpus_per_worker * config.fewest))
     return max(1, int(min(fits)))
+
+
+def _has_groups() -> bool:
+    """Whether nodes may be added: `ray up` and KubeRay put each into a group, of which there can be more."""
+    return any(NODE_GROUP in node.get("Labels", {}) for node in ray.nodes())
 
 
 def _connect(config: ClusterConfig) -> None:

@@ -17,6 +17,7 @@ from shards.errors import InputError
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
+CLUSTERS = sorted(ROOT.glob("ray_cluster*.yaml"))
 
 OUTPUTS = "runs/"
 """Config files below this folder are made by a run; no page can count on them."""
@@ -66,7 +67,9 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
     assert written == generator().render(), f"run `{Path(sys.executable).name} docs/make_configuration.py`"
 
 
-@pytest.mark.parametrize("path", [*PAGES, *PRESETS], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [*PAGES, *PRESETS, *CLUSTERS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_command_lines_are_valid(path: Path) -> None:
     for line in command_lines(path.read_text(encoding="utf-8")):
         check_command(line)

@@ -1,0 +1,153 @@
+"""A machine that will be taken away tells Ray, once and in time."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+from cluster_files import AWS, KUBERAY
+from ray.scripts.scripts import drain_node
+
+from cluster import notice
+from cluster.notice import leave, raylet_id, spot_seconds, trains, watch_spot
+from shards.errors import InputError
+
+NODE = "ab" * 28
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """AWS's metadata service, as its user guide describes it: a token first, then 404 until there is a notice."""
+
+    action: ClassVar[dict[str, str] | None] = None
+
+    def do_PUT(self) -> None:
+        allowed = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self._reply(200 if allowed else 400, "token")
+
+    def do_GET(self) -> None:
+        if self.headers["X-aws-ec2-metadata-token"] != "token":
+            self._reply(401)
+        elif self.path == "/latest/meta-data/spot/instance-action" and self.action is not None:
+            self._reply(200, json.dumps(self.action))
+        else:
+            self._reply(404)
+
+    def _reply(self, code: int, text: str = "") -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing is told."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Metadata)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_aws_says_nothing_until_it_takes_the_machine_back(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spot_seconds(endpoint) is None
+    monkeypatch.setattr(Metadata, "action", {"action": "terminate", "time": "2026-01-01T00:02:00Z"})
+    assert spot_seconds(endpoint, now=lambda: 1767225600.0) == 120.0
+
+
+def test_a_notice_is_passed_on_once_with_time_to_spare() -> None:
+    answers: Iterator[float | None] = iter([None, None, 119.5])
+    told: list[tuple[str, int]] = []
+    waits: list[float] = []
+    watch_spot(lambda: NODE, lambda: next(answers), lambda *n: told.append(n), waits.append)
+    assert told == [(NODE, 109)]
+    assert waits == [notice.LOOK_S] * 2
+
+
+def test_a_service_that_does_not_answer_is_asked_again() -> None:
+    answers = iter([TimeoutError(), 60.0])
+
+    def left() -> float | None:
+        answer = next(answers)
+        if isinstance(answer, TimeoutError):
+            raise answer
+        return answer
+
+    told: list[tuple[str, int]] = []
+    watch_spot(lambda: NODE, left, lambda *n: told.append(n), lambda _: None)
+    assert told == [(NODE, 50)]
+
+
+def test_the_watch_ends_with_ray() -> None:
+    nodes: Iterator[str | None] = iter([NODE, NODE, None])
+    waits: list[float] = []
+    watch_spot(lambda: next(nodes), lambda: None, lambda *_: pytest.fail("nothing to tell"), waits.append)
+    assert len(waits) == 2
+
+
+def test_a_pod_stays_while_it_trains() -> None:
+    busy = iter([True, True, True, False])
+    told: list[tuple[str, int]] = []
+    waits: list[float] = []
+    leave(100, lambda: NODE, lambda: next(busy), lambda *n: told.append(n), waits.append)
+    assert told == [(NODE, 100)]
+    assert waits == [1, 1]
+
+
+def test_a_pod_stays_no_longer_than_it_may() -> None:
+    waits: list[float] = []
+    leave(7, lambda: NODE, lambda: True, lambda *_: None, waits.append)
+    assert len(waits) == 7
+
+
+@pytest.mark.parametrize(("node", "busy"), [(None, True), (NODE, False)])
+def test_a_pod_that_does_not_train_goes_at_once(node: str | None, busy: bool) -> None:
+    leave(100, lambda: node, lambda: busy, lambda *_: pytest.fail("told"), lambda _: pytest.fail("waited"))
+
+
+def test_ray_is_found_among_the_processes(tmp_path: Path) -> None:
+    assert raylet_id(tmp_path) is None
+    assert not trains(tmp_path)
+    for pid, command in (("7", f"/ray/raylet\0--node-id={NODE}\0--x"), ("8", "ray::RayTrainWorker.run\0")):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "cmdline").write_text(command)
+    (tmp_path / "9").mkdir()  # has just ended
+    assert raylet_id(tmp_path) == NODE
+    assert trains(tmp_path)
+
+
+def test_ray_knows_the_command_by_which_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Hidden from Ray's help: another version may not have it.
+    given: list[list[str]] = []
+    monkeypatch.setattr(notice.subprocess, "run", lambda command, check: given.append(command))
+    notice.drain(NODE, 100)
+    ((_, name, *arguments),) = given
+    assert name == drain_node.name
+    context = drain_node.make_context("drain-node", arguments)
+    assert context.params["node_id"] == NODE
+    assert context.params["deadline_remaining_seconds"] == 100
+
+
+def test_the_files_call_it_as_it_is() -> None:
+    called = re.findall(r"cluster\.notice ([a-z]+)", AWS.read_text(encoding="utf-8"))
+    (cluster,) = yaml.safe_load_all((KUBERAY / "cluster.yaml").read_text(encoding="utf-8"))
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        hook = group["template"]["spec"]["containers"][0].get("lifecycle")
+        called += [hook["preStop"]["exec"]["command"][3]] if hook else []
+    assert called == ["spot", "leave", "leave"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["leave"], ["leave", "soon"], ["spot", "5"]])
+def test_other_arguments_are_bad_input(arguments: list[str]) -> None:
+    with pytest.raises(InputError, match=r"takes `spot` or `leave SECONDS`"):
+        notice.main(arguments)
