@@ -63,7 +63,7 @@ def load_model(place: ModelPlace, store: StoreConfig, device: torch.device) -> M
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch))
+            folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch) / place.name)
         except ValueError as error:
             raise InputError(
                 f"{join_uri(place.run, checkpoint.FOLDER, place.name)} is not a whole checkpoint: {error}"
