@@ -1,11 +1,16 @@
 """Cross-validation's table: every patient scored once, by the model of the fold that held the patient out."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from bts_dist.config import Config
+from bts_dist.counts import iou
 from bts_dist.model import ModelPlace
-from bts_dist.score import Exam, Parallel, examine, prepare, publish
+from bts_dist.patients import PatientScore
+from bts_dist.score import Exam, Parallel, Scored, examine, prepare, publish
 from shards.errors import InputError
 from shards.store import ObjectStore
 
@@ -23,14 +28,18 @@ def score_out_of_fold(
 
     ``folds`` are models, each with the config of its data set.  Each model keeps its own threshold, which was chosen
     on its own validation patients.  Returns the location written to and the content of ``score.json``; its patients
-    say which fold they were in.
+    say which fold they were in, ``folds`` what each fold scored, and ``over_folds`` mean and spread of that.
 
     Raises:
         InputError: as ``score.prepare``; or the folds are not those of one split, so that a patient is in several.
     """
     exams = [prepare(place, config) for place, config in folds]
     fold_of = _fold_of(exams)
-    scored = examine(exams, workers, parallel, progress)
+    scored = [_in_fold(each, fold_of) for each in examine(exams, workers, parallel, progress)]
+    figures = [
+        fold_figures([each.evaluation.score for each in scored if fold_of[each.patient] == number])
+        for number in range(len(exams))
+    ]
     about = {
         "threshold": [exam.model.progress.threshold for exam in exams],
         "checkpoint": f"{len(exams)} models, each patient scored by the one that never saw it",
@@ -45,13 +54,41 @@ def score_out_of_fold(
                 "checkpoint": f"{exam.place.name} (epoch {exam.model.progress.epoch})",
                 "threshold": exam.model.progress.threshold,
                 "patients": exam.patients,
+                **figures[number],
             }
             for number, exam in enumerate(exams)
         ],
+        "over_folds": over_folds(figures),
         "fold_of": fold_of,
         "config": exams[0].model.config.model_dump(mode="json"),
     }
     return publish(run, FOLDER, scored, about, exams[0].config)
+
+
+def fold_figures(scores: Sequence[PatientScore]) -> dict[str, float]:
+    """``dice/patient`` and ``iou/pooled`` of one fold's patients, who are at least one."""
+    total = np.sum([score.total for score in scores], axis=0)
+    return {"dice/patient": float(np.mean([score.dice for score in scores])), "iou/pooled": float(iou(total))}
+
+
+def over_folds(figures: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation (n - 1) over the folds, which are at least two, of each of their figures.
+
+    The folds count alike, however many patients they have.  Their trainings share patients, so the deviation divided
+    by the root of the number of folds is no standard error (Bengio & Grandvalet 2004).
+    """
+    columns = {name: [fold[name] for fold in figures] for name in figures[0]}
+    return {
+        name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
+        for name, values in columns.items()
+    }
+
+
+def _in_fold(scored: Scored, fold_of: dict[str, int]) -> Scored:
+    """The same with the patient's fold in the score."""
+    evaluation = scored.evaluation
+    score = replace(evaluation.score, fold=fold_of[scored.patient])
+    return replace(scored, evaluation=replace(evaluation, score=score))
 
 
 def _fold_of(exams: Sequence[Exam]) -> dict[str, int]:

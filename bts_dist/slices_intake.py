@@ -33,7 +33,7 @@ _KAGGLE = re.compile(r"[A-Za-z]+_[A-Za-z0-9]{2}_[A-Za-z0-9]+(_\d{8})?")
 _BRIGHT, _NEARLY = 16, 4
 _MOST_GREY = 0.6
 _LONGEST = 1.5
-# Corners of the Kaggle set have at most 2 % of the brightness of a patient's brightest pixel; those of a page are white.
+# In the Kaggle set corners have at most 2 % of the patient's highest value; those of a page are white.
 _CORNER, _LIGHT = 1 / 16, 0.75
 
 

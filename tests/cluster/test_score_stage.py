@@ -162,5 +162,16 @@ def test_a_test_shard_that_is_missing_or_damaged(
     assert f"shards/{shard.name}" in text
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_on_ray_a_missing_shard_is_bad_input_too(
+    capsys: pytest.CaptureFixture[str], run: str, shards: Path
+) -> None:
+    shard = sorted((shards / "shards").glob("test-*.tar"))[0]
+    shard.unlink()
+    sets = ("cluster.runtime=ray", "cluster.workers=1", "cluster.cpus_per_worker=0.5")
+    assert f"shards/{shard.name}" in fails(capsys, run, shards, *sets)
+
+
 def test_a_data_set_that_is_none(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
     assert "nowhere" in fails(capsys, run, tmp_path / "nowhere")
