@@ -32,7 +32,9 @@ def _show_folds(result: dict[str, Any]) -> None:
     rows = [("fold", "patients", *over, "checkpoint", "run")]
     for fold in result["folds"]:
         figures = [f"{fold[name]:.4f}" for name in over]
-        rows.append((str(fold["fold"]), str(len(fold["patients"])), *figures, fold["checkpoint"], fold["run"]))
+        rows.append(
+            (str(fold["fold"]), str(len(fold["patients"])), *figures, fold["checkpoint"], fold["run"])
+        )
     spread = [f"{each['mean']:.4f} ± {each['std']:.4f}" for each in over.values()]
     rows.append(("mean ± SD", "", *spread, "", ""))
     console.show_table("Fold by fold", rows)
