@@ -15,6 +15,8 @@ from shards.errors import InputError
 from shards.store import ObjectStore
 
 FOLDER = "score"
+FIGURES = ("dice/patient", "iou/pooled")
+"""What is given fold by fold."""
 
 
 def score_out_of_fold(
@@ -36,9 +38,9 @@ def score_out_of_fold(
     exams = [prepare(place, config) for place, config in folds]
     fold_of = _fold_of(exams)
     scored = [_in_fold(each, fold_of) for each in examine(exams, workers, parallel, progress)]
-    figures = [
-        fold_figures([each.evaluation.score for each in scored if fold_of[each.patient] == number])
-        for number in range(len(exams))
+    entries = [
+        _entry(number, exam, [each.evaluation.score for each in scored if fold_of[each.patient] == number])
+        for number, exam in enumerate(exams)
     ]
     about = {
         "threshold": [exam.model.progress.threshold for exam in exams],
@@ -47,28 +49,30 @@ def score_out_of_fold(
             "shards": ", ".join(exam.config.data.shards for exam in exams),
             "data id": ", ".join(exam.manifest.data_id for exam in exams),
         },
-        "folds": [
-            {
-                "fold": number,
-                "run": exam.place.run,
-                "checkpoint": f"{exam.place.name} (epoch {exam.model.progress.epoch})",
-                "threshold": exam.model.progress.threshold,
-                "patients": exam.patients,
-                **figures[number],
-            }
-            for number, exam in enumerate(exams)
-        ],
-        "over_folds": over_folds(figures),
+        "folds": entries,
+        "over_folds": over_folds([{name: entry[name] for name in FIGURES} for entry in entries]),
         "fold_of": fold_of,
         "config": exams[0].model.config.model_dump(mode="json"),
     }
     return publish(run, FOLDER, scored, about, exams[0].config)
 
 
+def _entry(number: int, exam: Exam, scores: Sequence[PatientScore]) -> dict[str, Any]:
+    return {
+        "fold": number,
+        "run": exam.place.run,
+        "checkpoint": f"{exam.place.name} (epoch {exam.model.progress.epoch})",
+        "threshold": exam.model.progress.threshold,
+        "patients": exam.patients,
+        **fold_figures(scores),
+    }
+
+
 def fold_figures(scores: Sequence[PatientScore]) -> dict[str, float]:
-    """``dice/patient`` and ``iou/pooled`` of one fold's patients, who are at least one."""
+    """``FIGURES`` of one fold's patients, who are at least one."""
     total = np.sum([score.total for score in scores], axis=0)
-    return {"dice/patient": float(np.mean([score.dice for score in scores])), "iou/pooled": float(iou(total))}
+    values = float(np.mean([score.dice for score in scores])), float(iou(total))
+    return dict(zip(FIGURES, values, strict=True))
 
 
 def over_folds(figures: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
