@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -29,6 +31,7 @@ FOLDER = "checkpoints"
 FILES = "files.json"
 
 _NAME = re.compile(r"step-(\d{8,})(?:-a(\d+))?")
+_REMEDY = "restore the checkpoint or name another one"
 
 Note = Callable[[str], None]
 
@@ -158,26 +161,51 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into ``model``.
 
     Raises:
-        InputError: names or shapes differ from the model's.
+        InputError: it is none, or names or shapes differ from the model's; it says file and folder.
     """
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{_called(path)} is no safetensors file ({error}); {_REMEDY}") from error
     wanted = model.state_dict()
     differing = [k for k in wanted.keys() | weights.keys() if _shape(wanted, k) != _shape(weights, k)]
     if differing:
         first = sorted(differing)[0]
         raise InputError(
-            f"{path}: {len(differing)} tensors do not fit the configured model, first {first}: "
-            f"{_shape(weights, first)} in the file, {_shape(wanted, first)} in the model; check the model section"
+            f"{_called(path)}: {len(differing)} tensors do not fit the configured model, first {first}: "
+            f"{_shape(weights, first)} in the file, {_shape(wanted, first)} in the model; check the model section, or "
+            f"{_REMEDY}"
         )
     model.load_state_dict(weights)
 
 
 def read_progress(folder: Path) -> Progress:
-    return Progress(**json.loads((folder / "state.json").read_text())["progress"])
+    """A checkpoint's progress.  Raises ``InputError`` where ``state.json`` is not as this version writes it."""
+    path = folder / "state.json"
+    try:
+        return Progress(**json.loads(path.read_text())["progress"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{_called(path)} is damaged or of another version ({type(error).__name__}: {error}); {_REMEDY}"
+        ) from error
 
 
 def read_config(folder: Path) -> Config:
-    return Config.model_validate_json((folder / "config.json").read_text())
+    """A checkpoint's config.  Raises ``InputError`` where ``config.json`` is not as this version writes it."""
+    path = folder / "config.json"
+    try:
+        return Config.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise InputError(
+            f"{_called(path)} is damaged or of another version ({where}: {first['msg']}); {_REMEDY}"
+        ) from error
+
+
+def _called(path: Path) -> str:
+    """A checkpoint's file without the place that it was copied to."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def check(folder: Path) -> None:

@@ -25,7 +25,7 @@ from bts_dist.ensemble import num_networks
 from bts_dist.exported import CONFIG, FORMAT, RECORD, WEIGHTS, ExportedConfig, open_exported, sha256_of
 from bts_dist.model import Model, ModelPlace
 from bts_dist.model_card import CARD, CardFacts, model_card
-from bts_dist.parity import LIMIT, Engine, Parity, ParitySlices, measure, parity_slices
+from bts_dist.parity import LIMIT, Engine, Parity, ParitySlices, measure, parity_slices, scored
 from bts_dist.run import training_recipe
 from bts_dist.volume_model import VolumeModel
 from shards.encode import Pixels
@@ -78,15 +78,18 @@ def export_model(place: ModelPlace, model: Model, config: Config, out: Path) -> 
     time (``score.batch``).  All else is as the checkpoint has it.
 
     Raises:
-        InputError: ``out`` holds something or cannot be made, or a package is missing.
+        InputError: ``out`` holds something or cannot be made, a package is missing, or the model's output is not
+            finite.
         ParityError: a file predicts something else than scoring does; nothing is left at ``out``.
     """
     check_packages()
     check_free(out)
     out = out.resolve()
     with _beside(out) as folder, parity_slices(config, model) as slices:
+        # Before tracing, which takes long: a model that gives no numbers is told at once.
+        wanted = scored(model, slices, config.score.batch)
         write_network(model, folder)
-        parity = measure(model, slices, engines(folder), config.score.batch)
+        parity = measure(model, slices, engines(folder), wanted)
         sizes = _write_words(place, model, config, slices, parity, folder)
         folder.replace(out)
     return Export(out, slices.description, parity, sizes)

@@ -17,8 +17,9 @@ def count_lesions(prediction_NHW: Mask, truth_NHW: Mask) -> Counts:
     """Count found, imagined and missed lesions of one patient: int64 (3,), as TP, FP and FN.
 
     A true lesion is found when at least one voxel of it is predicted, else it is missed; a predicted lesion that
-    holds no voxel of the truth is imagined.  This is the rule of ISLES'22 (Hernandez Petzsche et al. 2022), whose F1
-    is 2 TP / (2 TP + FP + FN).  A threshold of IoU would mix outlines into the question whether a tumour was seen
+    holds no voxel of the truth is imagined.  So says the evaluation code of the ISLES'22 challenge
+    (``compute_lesion_f1_score``, https://github.com/ezequieldlrosa/isles22; de la Rosa et al. 2025), whose F1 is
+    2 TP / (2 TP + FP + FN).  A threshold of IoU would mix outlines into the question whether a tumour was seen
     at all; how well it is outlined is what Dice and the surface distances say.  So a prediction that joins two
     lesions finds both, and one in two pieces counts once.
     """

@@ -103,7 +103,7 @@ def load_checkpoint(place: ModelPlace, store: StoreConfig, device: torch.device)
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch))
+            folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch) / place.name)
         except ValueError as error:
             raise InputError(f"{place.uri} is not a whole checkpoint: {error}") from error
         config = checkpoint.read_config(folder)

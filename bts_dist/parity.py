@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bts_dist.calibration import Probabilities
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
 from bts_dist.model import Model
+from bts_dist.model_limits import check_finite
 from bts_dist.predict import predict_patient
 from shards.config import HoldoutSplit, PackConfig, PhantomConfig, StoreConfig
 from shards.encode import Pixels
@@ -82,17 +84,15 @@ def parity_slices(config: Config, model: Model) -> Iterator[ParitySlices]:
         yield from _slices(reader, model, f"generated phantoms, since {reason}", real=False)
 
 
-def measure(
-    model: Model, slices: ParitySlices, engines: Mapping[str, Engine], batch: int
-) -> dict[str, Parity]:
-    """Compare each engine with scoring's own path in float32, on the same volumes.
+def scored(model: Model, slices: ParitySlices, batch: int) -> dict[str, Probabilities]:
+    """What scoring's own path gives in float32: probabilities, float32 (N, H, W), by patient.
 
     Raises:
-        ParityError: probabilities of an engine differ by more than ``LIMIT``, or are not finite.
+        InputError: some are not finite.
     """
-    found = {name: Parity(0.0, 0, 0, 0) for name in engines}
+    found = {}
     for patient in slices.patients:
-        probability, _ = predict_patient(
+        found[patient], _ = predict_patient(
             model.network,
             slices.source,
             patient,
@@ -101,6 +101,20 @@ def measure(
             precision="fp32",
             mirror=model.inference.mirror,
         )
+        check_finite(found[patient], patient)
+    return found
+
+
+def measure(
+    model: Model, slices: ParitySlices, engines: Mapping[str, Engine], wanted: Mapping[str, Probabilities]
+) -> dict[str, Parity]:
+    """Compare each engine with what is ``scored``, on the same volumes.
+
+    Raises:
+        ParityError: probabilities of an engine differ by more than ``LIMIT``, or are not finite.
+    """
+    found = {name: Parity(0.0, 0, 0, 0) for name in engines}
+    for patient, probability in wanted.items():
         volume = read_volume(slices.source.reader, patient)
         for name, engine in engines.items():
             now = _compare(probability, probability > model.inference.threshold, *engine(volume))

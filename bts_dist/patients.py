@@ -40,6 +40,8 @@ class PatientScore:
     spacing_mm: Spacing | None = None
     missing: tuple[str, ...] = ()
     """Sequences that the patient lacks."""
+    fold: int | None = None
+    """The fold of a cross-validation that held the patient out; ``None`` outside of one."""
 
     def __post_init__(self) -> None:
         counts = self.counts
@@ -144,12 +146,13 @@ def write_csv(path: Path, scores: Sequence[PatientScore]) -> None:
 
 
 def patient_row(score: PatientScore, unit: Unit) -> dict[str, str | int | float | None]:
-    """A patient's figures by name, in plain values; ``None`` is undefined."""
+    """A patient's figures by name, in plain values; ``None`` is undefined, and ``fold`` is there only if known."""
     tp, fp, fn = score.total.tolist()
     found, imagined, missed = score.lesions.tolist()
     surface, bias = score.surface(unit), score.volume_bias
     return {
         "patient": score.patient,
+        **({} if score.fold is None else {"fold": score.fold}),
         "institution": score.institution,
         "missing": "+".join(score.missing),
         "slices": len(score.counts),

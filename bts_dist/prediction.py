@@ -24,6 +24,7 @@ from bts_dist import memory
 from bts_dist.config import Config
 from bts_dist.data import Batch
 from bts_dist.model import Model, ModelPlace, check_as_validated, model_id
+from bts_dist.model_limits import check_finite, check_sides
 from bts_dist.predict import predict_slices
 from bts_dist.study import Study
 from shards.encode import Pixels
@@ -112,10 +113,7 @@ def _predict_study(model: Model, config: Config, study: Study, folder: Path) -> 
         memory.in_scoring, config, model.config, model.device, study.patient, sides(model, size)
     ):
         probability = study_probabilities(model, image_NHWC, config.score.batch)
-    if not np.isfinite(probability).all():
-        raise InputError(
-            f"{study.patient}: the model's output is not finite; the checkpoint is of no use, name another one"
-        )
+    check_finite(probability, study.patient)
     mask_NHW = model.inference.mask(probability)
     masks, overlays = (folder / name / study.patient for name in ("masks", "overlays"))
     masks.mkdir(parents=True)
@@ -186,14 +184,7 @@ def _write_volumes(path: Path, rows: Sequence[Row]) -> None:
 
 def _check_size(model: Model, study: Study) -> None:
     num, height, width = study.slices_shape
-    step = 2 ** (model.config.model.depth - 1)
-    wrong = [side for side in sides(model, (height, width)) if side % step]
-    if wrong:
-        raise InputError(
-            f"{study.patient}: axial slices are {height}×{width} pixels, and the model, which sees slices at their own "
-            f"size, needs sides that are multiples of {step}; pad or resample the images, or name a model that was "
-            "trained with a data.image_size"
-        )
+    check_sides(model, (height, width), study.patient)
     if num * height * width == 0:
         raise InputError(f"{study.patient} has no pixels; export it again")
 

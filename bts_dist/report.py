@@ -36,7 +36,8 @@ class RunRecord:
     """Rows of epoch metrics: ``epoch``, ``train/loss``, ``val/dice/patient``, ``lr``, ``time/epoch_s``…"""
     score: Row | None
     """score.json: ``metrics`` and ``patients``, and where known ``threshold``, ``checkpoint``, ``data``, ``subgroups``,
-    ``calibration``, ``thresholds`` and ``claim``, which maps names of metrics to values."""
+    ``calibration``, ``thresholds``, ``folds`` and ``over_folds``, and ``claim``, which maps names of metrics to values.
+    """
     overlays: Sequence[Overlay] = ()
     """Pictures for readers whose browser runs no scripts, and for scores without ``slices``."""
     trials: Sequence[Row] = ()
@@ -95,6 +96,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
         "search": _search(run.trials),
         "patients": worst_first,
         "patient_columns": score_tables.patient_columns(patients),
+        "folds": _folds(score),
         "patient_charts": charts.patient_charts(patients),
         "subgroups": score_tables.subgroup_rows(score.get("subgroups") or {}),
         "probability_charts": [
@@ -123,6 +125,12 @@ def _one_threshold(score: Row) -> float | None:
     """The threshold of all predictions; None where each fold of a cross-validation has its own."""
     threshold = score.get("threshold")
     return threshold if isinstance(threshold, float) else None
+
+
+def _folds(score: Row) -> dict[str, Any] | None:
+    """What each fold of a cross-validation scored; None outside of one, and for a score that does not tell."""
+    over = score.get("over_folds")
+    return {"rows": score["folds"], "over": over} if over else None
 
 
 def _training(epochs: Sequence[Row]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from bts_dist.data import SampleSource
 from bts_dist.evaluation import Evaluation
 from bts_dist.gallery import PatientSlices, patient_slices
 from bts_dist.model import Model, ModelPlace, check_as_validated, load_model, title
+from bts_dist.model_limits import check_finite, check_sides
 from bts_dist.patients import write_csv
 from bts_dist.predict import predict_patient
 from bts_dist.report import CLAIM
@@ -100,6 +101,9 @@ def score_patients(task: ScoreTask) -> list[Scored]:
     """Score a task's patients, on one CPU thread.
 
     Batches never span patients, so the result does not depend on the division.
+
+    Raises:
+        InputError: a shard is missing or damaged, or the model's output is not finite; it names shard or patient.
     """
     config = Config.model_validate_json(task.config)
     model = load_model(task.model, config.store, pick_device(0))
@@ -127,8 +131,7 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
             precision=model.config.train.precision,
             mirror=model.inference.mirror,
         )
-    if not np.isfinite(probability).all():
-        raise FloatingPointError(f"{patient}: the model's output is not finite; the checkpoint is of no use")
+    check_finite(probability, patient)
     prediction, mask = model.inference.mask(probability), truth > 0
     index = source.reader.index
     ids = index.samples_of(patient)
@@ -155,12 +158,13 @@ def prepare(place: ModelPlace, config: Config) -> Exam:
     """Load a model and look up its test patients in ``config.data.shards``.
 
     Raises:
-        InputError: as ``load_model`` and ``check_unseen``; or predictions are to be made in another way than was
-            chosen for the model.
+        InputError: as ``load_model``, ``check_sides`` and ``check_unseen``; or predictions are to be made in another
+            way than was chosen for the model.
     """
     model = load_model(place, config.store, torch.device("cpu"))
     check_as_validated(config, model)
     data = PackedData(config.data.shards, config.store)
+    check_sides(model, (data.manifest.height, data.manifest.width), config.data.shards)
     return Exam(place, model, data.manifest, config, check_unseen(model.progress, data))
 
 
@@ -195,7 +199,7 @@ def run_score(
     Returns the location written to and the content of ``score.json``.
 
     Raises:
-        InputError: as ``prepare``.
+        InputError: as ``prepare`` and ``score_patients``; nothing is written then.
     """
     exam = prepare(place, config)
     scored = examine([exam], workers, parallel, progress)

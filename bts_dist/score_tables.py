@@ -37,6 +37,7 @@ _CHANGES = ("volume_error", "volume_bias")
 
 _COLUMNS = {
     "patient": "Patient",
+    "fold": "Fold",
     "institution": "Institution",
     "missing": "Missing",
     **_QUANTITIES,

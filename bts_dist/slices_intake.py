@@ -33,6 +33,8 @@ _KAGGLE = re.compile(r"[A-Za-z]+_[A-Za-z0-9]{2}_[A-Za-z0-9]+(_\d{8})?")
 _BRIGHT, _NEARLY = 16, 4
 _MOST_GREY = 0.6
 _LONGEST = 1.5
+# In the Kaggle set corners have at most 2 % of the patient's highest value; those of a page are white.
+_CORNER, _LIGHT = 1 / 16, 0.75
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,29 @@ def open_slices(patient: str, paths: Sequence[Path]) -> SliceStudy:
 
     Raises:
         InputError: a file is damaged or of another kind or size than the rest, belongs to another patient, or is a
-            picture of a screen rather than of a head; it names the file.
+            picture of a screen rather than of a head; it names the file (see ``docs/predict.md``).
     """
     files = tuple(sorted(paths, key=natural_order))
     named = _named_as_sequences(files)
     first = _decode(files[0])
+    corners, brightest = [], 0.0
     for path in files:
         picture = _decode(path)
         _check_alike(path, picture, files[0], first)
         if picture.mode == "RGB":
             _check_colours(path, picture.pixels.astype(np.uint8, copy=False), named)
+        corners.append(_corners(picture.pixels))
+        brightest = max(brightest, float(picture.pixels.max()))
     height, width = first.pixels.shape[:2]
     if max(height, width) > _LONGEST * min(height, width):
         raise InputError(
             f"{files[0]} is {height}×{width} pixels, too long for an axial slice of a head: is it a screenshot? "
             "Give the slices themselves"
+        )
+    if np.median(corners) > _LIGHT * brightest:
+        raise InputError(
+            f"{files[0]} lies on a light ground, as a screenshot or a negative does, and a head in MRI on a dark one; "
+            "give the slices themselves"
         )
     return SliceStudy(patient, files, (len(files), height, width), _gaps(files))
 
@@ -142,6 +152,13 @@ def _check_colours(path: Path, image_HWC: Pixels, named: bool) -> None:
             "screenshot is; give the slices themselves: grey ones of FLAIR, or RGB of pre-contrast, FLAIR and "
             "post-contrast"
         )
+
+
+def _corners(pixels: NDArray[np.generic]) -> float:
+    """The median brightness of a picture's four corners, where an axial slice of a head shows air."""
+    side = max(1, int(_CORNER * min(pixels.shape[:2])))
+    ends = slice(None, side), slice(-side, None)
+    return float(np.median([pixels[rows, columns] for rows in ends for columns in ends]))
 
 
 def _named_as_sequences(files: Sequence[Path]) -> bool:

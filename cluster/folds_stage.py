@@ -1,6 +1,7 @@
 """Cross-validation as a stage: every fold's job, then one table of all patients."""
 
 from contextlib import nullcontext
+from typing import Any
 
 from bts_dist.config import Config
 from bts_dist.model import find_model
@@ -20,9 +21,20 @@ def cross_validate(config: Config) -> str:
         with console.progress("score") as update:
             location, result = run_out_of_fold(folds, config, update)
     stages.show_scores(result)
-    for fold in result["folds"]:
-        num = len(fold["patients"])
-        console.out.print(f"  fold {fold['fold']}: {num} patients, {fold['checkpoint']} of {fold['run']}")
+    _show_folds(result)
     num = len(result["patients"])
     console.stage("score", f"{location}/score.json and patients.csv: {num} patients, each out of its fold")
     return stages.report(run_uri(config), config)
+
+
+def _show_folds(result: dict[str, Any]) -> None:
+    over = result["over_folds"]
+    rows = [("fold", "patients", *over, "checkpoint", "run")]
+    for fold in result["folds"]:
+        figures = [f"{fold[name]:.4f}" for name in over]
+        rows.append(
+            (str(fold["fold"]), str(len(fold["patients"])), *figures, fold["checkpoint"], fold["run"])
+        )
+    spread = [f"{each['mean']:.4f} ± {each['std']:.4f}" for each in over.values()]
+    rows.append(("mean ± SD", "", *spread, "", ""))
+    console.show_table("Fold by fold", rows)

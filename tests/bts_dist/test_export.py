@@ -33,7 +33,7 @@ from bts_dist.export import (
 from bts_dist.exported import load_exported, open_exported, sha256_of
 from bts_dist.inference import Inference
 from bts_dist.model import Model, ModelPlace, as_validated
-from bts_dist.parity import Engine, ParityError, measure, parity_slices, read_volume
+from bts_dist.parity import Engine, ParityError, measure, parity_slices, read_volume, scored
 from bts_dist.unet import make_unet
 from bts_dist.volume_model import VolumeModel
 from shards.config import HoldoutSplit, PhantomConfig
@@ -154,7 +154,7 @@ def assert_parity(model: Model, engines: dict[str, Engine]) -> None:
     """On the odd slices of the config's data set, and on others that the model was not traced with."""
     with parity_slices(model.config, model) as slices:
         assert slices.source.reader.native_size == (37, 37)
-        found = measure(model, slices, engines, batch=2)
+        found = measure(model, slices, engines, scored(model, slices, batch=2))
     assert max(parity.max_difference for parity in found.values()) < 1e-5
     volume = volume_of((2, 29, 41))
     whole = VolumeModel(model.network, model.config.data.image_size, THRESHOLD, mirror=model.inference.mirror)

@@ -66,3 +66,12 @@ def test_csv_holds_the_same_rows(tmp_path: Path) -> None:
     assert rows == [{k: "" if v is None else str(v) for k, v in row.items()} for row in expected]
     assert [row["patient"] for row in rows] == ["P00", "P01", "P02", "Z"]
     assert rows[-1]["hd95"] == ""
+
+
+def test_a_fold_has_a_column_only_where_there_are_folds(tmp_path: Path) -> None:
+    columns = []
+    for fold in (None, 0):
+        write_csv(tmp_path / "patients.csv", [score("A", (1, 0, 0), fold=fold)])
+        with (tmp_path / "patients.csv").open(newline="") as file:
+            columns.append(next(csv.reader(file)))
+    assert columns[1] == ["patient", "fold", *columns[0][1:]]

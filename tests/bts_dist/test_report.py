@@ -267,6 +267,29 @@ def test_patients_come_worst_first_and_images_worst_then_best(run, tmp_path):
     ]
 
 
+def test_folds_have_a_column_and_a_table_where_there_are_any(run, tmp_path):
+    page = Page(written(run, tmp_path))
+    assert "Fold" not in page.text("th")
+    assert "Fold by fold" not in page.text("h2")
+    folds = [
+        {"fold": n, "patients": ["x"] * (n + 1), "threshold": 0.4, "checkpoint": f"step-{n}"}
+        | {"dice/patient": 0.8125 + n / 8, "iou/pooled": 0.5}
+        for n in range(2)
+    ]
+    over = {"dice/patient": {"mean": 0.875, "std": 0.0884}, "iou/pooled": {"mean": 0.5, "std": 0.0}}
+    patients = [{"patient": row["patient"], "fold": 1, **row} for row in run.score["patients"]]
+    html = written(with_score(run, folds=folds, over_folds=over, patients=patients), tmp_path)
+    page = Page(html)
+    assert page.faults == []
+    assert "Fold by fold" in page.text("h2")
+    assert page.text("th").count("Fold") == 2
+    assert {"0.812", "0.938", "0.875 ± 0.088", "0.500 ± 0.000", "step-1"} <= set(page.text("td"))
+    # The mean is no row that could be sorted among the folds.
+    assert html.index("step-1") < html.index("<tfoot>") < html.index("0.875 ±")
+    # A score of a version that had no such table is shown as it is.
+    assert "Fold by fold" not in Page(written(with_score(run, folds=folds), tmp_path)).text("h2")
+
+
 def test_units_and_signed_figures_are_shown(run, tmp_path):
     metrics = dict(run.score["metrics"]) | {
         "hd95/patient": metric(5.43, 3.1, 8.2) | {"unit": "mm"},

@@ -236,12 +236,14 @@ def test_an_output_that_is_not_finite_is_no_score(
     own: LocalStore, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> tuple[Any, Any]:
-        return np.full((2, 32, 32), np.nan, np.float32), np.zeros((2, 32, 32), np.uint8)
+        probability = np.zeros((3, 32, 32), np.float32)
+        probability[1, 4, 5], probability[2] = np.inf, np.nan
+        return probability, np.zeros((3, 32, 32), np.uint8)
 
     monkeypatch.setattr("bts_dist.score.predict_patient", broken)
     patient = PackedData(config.data.shards).manifest.patients["test"][0]
     task = tasks(find_model(own.uri, STORE), config, [patient], 1)[0]
-    with pytest.raises(FloatingPointError, match=patient):
+    with pytest.raises(InputError, match=rf"^{patient}: the model's output is not finite in 2 of 3 slices"):
         score_patients(task)
 
 

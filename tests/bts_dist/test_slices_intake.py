@@ -135,6 +135,19 @@ def test_a_screenshot_is_named_whatever_it_is_called(tmp_path: Path) -> None:
     refused(wide, r"s\.png is 32×64 pixels, too long")
 
 
+def test_slices_on_a_light_ground_are_none(tmp_path: Path) -> None:
+    page = np.full((3, 32, 32), 250, np.uint8)
+    page[:, 4:28:4, 3:20] = 30
+    refused(save(tmp_path / "page", page, "s{n}", ".png"), r"s1\.png lies on a light ground, as a screenshot")
+    refused(
+        save(tmp_path / "negative", 255 - HEAD[..., 1], "s{n}", ".png"), r"s1\.png lies on a light ground"
+    )
+    # One such slice among others, or a slice of nothing, is no reason.
+    flair = HEAD[..., 1].copy()
+    flair[0], flair[1] = page[0], 0
+    assert open_slices("p", save(tmp_path / "p", flair, "s{n}", ".png")).slices_shape == (12, 32, 32)
+
+
 def test_slices_of_two_patients_in_one_folder(tmp_path: Path) -> None:
     paths = save(tmp_path / "p", HEAD, "TCGA_CS_4941_19960909_{n}")
     refused(

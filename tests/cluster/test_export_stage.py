@@ -1,9 +1,12 @@
 """``bts export``: bad input is told before anything is written; the model's own config says where data lies."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from model_run import fresh_run
 
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress, TrainState
@@ -64,6 +67,37 @@ def test_a_model_of_another_shape_than_its_config(
     text = fails(capsys, run_uri(config), str(tmp_path / "out"))
     assert "do not fit the configured model" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_gives_no_numbers_is_told_before_it_is_traced(
+    capsys: pytest.CaptureFixture[str], config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bts_dist.export.write_network", lambda *_: pytest.fail("traced"))
+    broken = fresh_run(tmp_path / "broken", config, broken=True)
+    text = fails(capsys, broken, str(tmp_path / "exports" / "out"))
+    assert re.search(r"PHANTOM_\w+: the model's output is not finite in (\d+) of \1 slices", text)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_slices_that_the_model_cannot_halve(
+    capsys: pytest.CaptureFixture[str], config: Config, packed: Path, tmp_path: Path
+) -> None:
+    deep = {"data.image_size": None, "model.depth": 7}
+    native = fresh_run(tmp_path / "native", with_overrides(config, deep))
+    text = fails(capsys, native, str(tmp_path / "exports" / "out"))
+    assert "slices of 32 × 32 pixels do not divide by 64" in text
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+def test_a_validation_shard_that_is_missing(
+    capsys: pytest.CaptureFixture[str], run: str, packed: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(packed, tmp_path / "shards")
+    shard = sorted((shards / "shards").glob("val-*.tar"))[0]
+    shard.unlink()
+    text = fails(capsys, run, str(tmp_path / "exports" / "out"), "--set", f"data.shards={shards}")
+    assert f"shards/{shard.name}" in text
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_another_way_to_predict_than_was_validated(

@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from model_run import NAME, fresh_run
-from PIL import Image
+from model_run import NAME, fresh_run, vouch
+from PIL import Image, ImageDraw
+from scans import write_series
 
-from bts_dist import checkpoint
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from cluster.cli import guarded
@@ -73,11 +74,7 @@ def test_a_model_of_another_shape_than_its_config(
     assert "config.json does not match its sha256" in fails(
         capsys, run + f"/checkpoints/{NAME}", patient, tmp_path / "out"
     )
-    hashes = {
-        name: checkpoint._sha256((folder / name).read_bytes())
-        for name in json.loads((folder / "files.json").read_text())
-    }
-    (folder / "files.json").write_text(json.dumps(hashes))
+    vouch(run)
     text = fails(capsys, run, patient, tmp_path / "out")
     assert (
         "tensors do not fit the configured model, first down.0.layers.0.weight: (4, 3, 3, 3) in the file"
@@ -89,25 +86,154 @@ def test_a_model_that_gives_no_numbers(
     capsys: pytest.CaptureFixture[str], config: Config, patient: Path, tmp_path: Path
 ) -> None:
     broken = fresh_run(tmp_path / "broken", config, broken=True)
-    assert f"{patient.name}: the model's output is not finite" in fails(
+    num = len(list(patient.glob("*_mask.tif")))
+    assert f"{patient.name}: the model's output is not finite in {num} of {num} slices" in fails(
         capsys, broken, patient, tmp_path / "out"
     )
 
 
-def test_a_screenshot(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
-    screen = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+def screen(width: int, height: int, *, dark: bool) -> Image.Image:
+    """A desktop with a title bar, text, and a window with a picture."""
+    ground, ink = ((30, 30, 34), (210, 210, 210)) if dark else ((250, 250, 252), (30, 30, 30))
+    shot = Image.new("RGB", (width, height), ground)
+    draw = ImageDraw.Draw(shot)
+    draw.rectangle((0, 0, width, 28), fill=(60, 90, 150))
+    for y in range(40, height - 20, 18):
+        draw.text((20, y), "File Edit View  W 400 L 40  patient 4711  " * (width // 300), fill=ink)
+    draw.ellipse((width // 2, height // 4, width // 2 + height // 2, 3 * height // 4), fill=(128, 128, 128))
+    return shot
+
+
+@pytest.mark.parametrize(("size", "dark"), [((1920, 1080), False), ((1280, 1024), True)])
+def test_a_screenshot(
+    capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path, size: tuple[int, int], dark: bool
+) -> None:
+    shot = tmp_path / "Screenshot from 2026-11-25 12-00-00.png"
+    screen(*size, dark=dark).save(shot)
+    text = fails(capsys, run, shot, tmp_path / "out")
+    assert f"{shot} is a colour picture, as a screenshot is" in text
+    screen(*size, dark=dark).convert("RGBA").save(shot)
+    assert f"{shot} is a 4-channel 8-bit picture" in fails(capsys, run, shot, tmp_path / "out")
+    # Called as slices of three sequences are, in the very folder that they would be in.
+    (tmp_path / "case").mkdir()
+    screen(*size, dark=dark).save(tmp_path / "case" / "case_1.png")
+    text = fails(capsys, run, tmp_path / "case", tmp_path / "out")
+    assert "case_1.png is a grey picture with some colour in it" in text
+
+
+def test_a_grey_screenshot(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
     shot = tmp_path / "Screenshot.png"
-    Image.fromarray(screen).save(shot)
-    assert "Screenshot.png is a colour picture, as a screenshot is" in fails(
+    screen(1920, 1080, dark=True).convert("L").save(shot)
+    text = fails(capsys, run, shot, tmp_path / "out")
+    assert "Screenshot.png is 1080×1920 pixels, too long for an axial slice" in text
+    screen(1280, 1024, dark=False).convert("L").save(shot)
+    assert "Screenshot.png lies on a light ground, as a screenshot" in fails(
         capsys, run, shot, tmp_path / "out"
     )
-    Image.fromarray(screen).convert("RGBA").save(shot)
-    assert "Screenshot.png is a 4-channel 8-bit picture" in fails(capsys, run, shot, tmp_path / "out")
+
+
+def flair_of(patient: Path) -> list[np.ndarray]:
+    files = sorted(path for path in patient.glob("*.tif") if not path.stem.endswith("_mask"))
+    return [np.asarray(Image.open(path))[..., 1] for path in files]
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "what"),
+    [
+        ("RGBA", ".tif", "4-channel 8-bit"),
+        ("CMYK", ".tif", "4-channel 8-bit"),
+        ("LA", ".tif", "2-channel 8-bit"),
+        ("LA", ".png", "2-channel 8-bit"),
+        ("F", ".tif", "1-channel 32-bit"),
+        ("1", ".png", "1-channel 1-bit"),
+    ],
+)
+def test_pictures_of_other_channels_or_depths(
+    capsys: pytest.CaptureFixture[str],
+    run: str,
+    patient: Path,
+    tmp_path: Path,
+    mode: str,
+    suffix: str,
+    what: str,
+) -> None:
+    (tmp_path / "case").mkdir()
+    for number, pixels in enumerate(flair_of(patient), start=1):
+        grey = Image.fromarray(pixels)
+        picture = grey.convert("RGB").convert(mode) if mode in ("RGBA", "CMYK") else grey.convert(mode)
+        picture.save(tmp_path / "case" / f"case_{number}{suffix}")
+    text = fails(capsys, run, tmp_path / "case", tmp_path / "out")
+    assert f"case_1{suffix} is a {what} picture" in text
+    assert "save slices as 8- or 16-bit grey (FLAIR alone) or 8-bit RGB" in text
+
+
+@pytest.mark.parametrize(("scale", "suffix"), [(1, ".png"), (1, ".tif"), (100, ".png"), (100, ".tif")])
+def test_grey_pictures_of_any_size_are_flair(
+    run: str, patient: Path, tmp_path: Path, scale: int, suffix: str
+) -> None:
+    (tmp_path / "case").mkdir()
+    for number, pixels in enumerate(flair_of(patient), start=1):
+        wide = np.pad(pixels, ((0, 0), (4, 5))) * (np.uint16(scale) if scale > 1 else np.uint8(1))
+        Image.fromarray(wide).save(tmp_path / "case" / f"{number}{suffix}")
+    assert guarded(["predict", run, str(tmp_path / "case"), str(tmp_path / "out")]) == 0
+    mask = Image.open(tmp_path / "out" / "masks" / "case" / f"1_mask{suffix}")
+    assert (mask.size, mask.mode) == ((41, 32), "L")
+
+
+def test_slices_of_two_sizes(
+    capsys: pytest.CaptureFixture[str], run: str, patient: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "case").mkdir()
+    for number, pixels in enumerate(flair_of(patient), start=1):
+        Image.fromarray(pixels[: 30 if number == 2 else 32]).save(tmp_path / "case" / f"{number}.png")
+    text = fails(capsys, run, tmp_path / "case", tmp_path / "out")
+    assert "2.png is 30×32 pixels, 1.png 32×32; give slices of one patient, of one size" in text
+
+
+def test_slices_that_the_model_cannot_halve(
+    capsys: pytest.CaptureFixture[str], config: Config, patient: Path, tmp_path: Path
+) -> None:
+    native = fresh_run(tmp_path / "native", with_overrides(config, {"data.image_size": None}))
+    (tmp_path / "case").mkdir()
+    for number, pixels in enumerate(flair_of(patient), start=1):
+        Image.fromarray(pixels[:30]).save(tmp_path / "case" / f"{number}.png")
+    text = fails(capsys, native, tmp_path / "case", tmp_path / "out")
+    assert "case: axial slices are 30×32 pixels" in text
+    assert "multiples of 4; pad or resample" in text
 
 
 def test_a_volume_of_four_dimensions(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 4, 2), np.int16), np.eye(4)), tmp_path / "bold.nii.gz")
     assert "bold.nii.gz is 4D (8×8×4×2)" in fails(capsys, run, tmp_path / "bold.nii.gz", tmp_path / "out")
+
+
+def test_two_series_in_one_folder(capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path) -> None:
+    slices = np.random.default_rng(0).integers(0, 999, (4, 32, 32)).astype(np.uint16)
+    write_series(tmp_path / "study", slices)
+    for path in write_series(tmp_path / "t1", slices, series="1.2.4", SeriesDescription="ax T1"):
+        path.rename(tmp_path / "study" / f"T1{path.name}")
+    text = fails(capsys, run, tmp_path / "study", tmp_path / "out")
+    assert "study holds 2 series (ax FLAIR, 4 files, 1.2.3; ax T1, 4 files, 1.2.4)" in text
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"Modality": "CT"}, "is of modality CT, not MR; give the slices of one FLAIR series"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "is MONOCHROME1, not MONOCHROME2"),
+        (
+            {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+            "has 3 channels (RGB), like a screenshot",
+        ),
+    ],
+)
+def test_dicom_of_another_kind(
+    capsys: pytest.CaptureFixture[str], run: str, tmp_path: Path, attributes: dict[str, Any], message: str
+) -> None:
+    slices = np.random.default_rng(0).integers(0, 99, (4, 32, 32)).astype(np.uint16)
+    paths = write_series(tmp_path / "ct", slices, **attributes)
+    text = fails(capsys, run, tmp_path / "ct", tmp_path / "out")
+    assert f"{sorted(paths)[0]} {message}" in text
 
 
 def test_a_wrong_setting_names_the_key(

@@ -1,8 +1,9 @@
-"""The report in a browser: what moves when a reader clicks, and that it asks the network for nothing."""
+"""The pages in a browser: what moves when a reader clicks, and that they ask the network for nothing."""
 
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from bts_dist.counts import count, dice
 from bts_dist.gallery import patient_slices
 from bts_dist.report import RunRecord, write_report
+from bts_dist.search_report import SearchRecord, write_search_page
 from shards.config import PhantomConfig
 from shards.phantom import render
 
@@ -273,3 +275,29 @@ def test_the_page_is_no_wider_than_the_window(browser: Chrome, width: int) -> No
     )
     assert needed == given > 0.9 * width  # The rest is a scroll bar.
     wait(browser, lambda: 0.8 * min(512, width) < picture(browser).rect["width"] <= width)
+
+
+def search_of(rates: list[float]) -> SearchRecord:
+    rows = [
+        {"trial": n, "optim.lr": rate, "dice": 0.5 + n / 10, "epochs": 1, "status": "finished"}
+        | {"seconds": 1.0, "scores": [0.5 + n / 10], "error": None}
+        for n, rate in enumerate(rates)
+    ]
+    best = len(rates) - 1
+    return SearchRecord("s", "random", "dice", ["optim.lr"], frozenset(), 1, rows, best, [], {}, "", "")
+
+
+def test_the_trials_of_a_search_sort(chromium: Chrome, tmp_path: Path) -> None:
+    page = write_search_page(search_of([1e-3, 2e-4, 1e-2]), tmp_path / "search.html").as_uri()
+    chromium.get_log("performance")
+    chromium.get(page)
+    table = "Trials, best first"
+    assert column(chromium, table, 0) == ["2", "1", "0"]
+    assert heading(chromium, table, "dice").get_attribute("aria-sort") == "descending"
+    heading(chromium, table, "optim.lr").find_element(By.TAG_NAME, "button").click()
+    assert column(chromium, table, 1) == ["0.01", "0.001", "0.0002"]
+    heading(chromium, table, "optim.lr").find_element(By.TAG_NAME, "button").click()
+    assert column(chromium, table, 0) == ["1", "0", "2"]
+    assert chromium.find_element(By.ID, "theme").text in ("Light", "Dark")
+    assert chromium.get_log("browser") == []
+    assert {address for address in requested(chromium) if not address.startswith("data:")} == {page}
