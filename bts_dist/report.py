@@ -82,6 +82,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
     worst_first = sorted(patients, key=lambda patient: (_sort_key(patient["dice"]), patient["patient"]))
     return {
         "name": run.name,
+        "leak": score.get("leak"),
         "num_slices": sum(patient["slices"] for patient in patients),
         "num_tumour_slices": sum(patient["tumour_slices"] for patient in patients),
         "axis": axis,

@@ -42,6 +42,8 @@ class Exam:
     config: Config
     """The scoring config: data, score and store sections count."""
     patients: list[str]
+    leak: str | None = None
+    """Why no score of these patients is a result, where slices of theirs were trained on."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ Parallel = Callable[[Callable[[ScoreTask], list[Scored]], Sequence[ScoreTask]], 
 
 
 def check_unseen(model: Progress, data: PackedData) -> list[str]:
-    """The test patients, none of whom the model has seen.
+    """The test patients, none of whom the model has seen, unless ``leak`` has something to say.
 
     Raises:
         InputError: there are none, or some were trained or chosen on.
@@ -87,13 +89,25 @@ def check_unseen(model: Progress, data: PackedData) -> list[str]:
             f"{data.store.uri} has no test patients; pack it with a test share or split.kind=none"
         )
     seen = sorted(set(patients) & set(model.patients))
-    if seen:
+    if seen and leak(model, data) is None:
         raise InputError(
             f"{len(seen)} of {len(patients)} test patients were trained or chosen on by this model (first: "
             f"{seen[0]}); their scores would mean nothing. Score on the data set the model was trained with, or "
             "on other patients"
         )
     return patients
+
+
+def leak(model: Progress, data: PackedData) -> str | None:
+    """What is wrong with scores on the model's own data set where its slices, not its patients, were split."""
+    if not data.manifest.splits_patients or model.data_id != data.manifest.data_id:
+        return None
+    patients = data.manifest.patients["test"]
+    num_seen = len(set(patients) & set(model.patients))
+    return (
+        f"slices of these patients were trained on: not a result (split.kind=slice; other slices of {num_seen} of the "
+        f"{len(patients)} patients were trained or chosen on)"
+    )
 
 
 def score_patients(task: ScoreTask) -> list[Scored]:
@@ -163,7 +177,8 @@ def prepare(place: ModelPlace, config: Config) -> Exam:
     model = load_model(place, config.store, torch.device("cpu"))
     check_as_validated(config, model)
     data = PackedData(config.data.shards, config.store)
-    return Exam(place, model, data.manifest, config, check_unseen(model.progress, data))
+    patients = check_unseen(model.progress, data)
+    return Exam(place, model, data.manifest, config, patients, leak(model.progress, data))
 
 
 def examine(
@@ -202,12 +217,14 @@ def run_score(
     exam = prepare(place, config)
     scored = examine([exam], workers, parallel, progress)
     model, manifest = exam.model, exam.manifest
-    about = {
+    about: dict[str, Any] = {
         "threshold": model.progress.threshold,
         "checkpoint": f"{place.name} (epoch {model.progress.epoch})",
         "data": {"shards": config.data.shards, "data id": manifest.data_id},
         "config": model.config.model_dump(mode="json"),
     }
+    if exam.leak is not None:
+        about["leak"] = exam.leak
     folder = score_folder(model.progress.data_id, manifest.data_id)
     return publish(open_store(place.run, config.store), folder, scored, about, config)
 
