@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
-from bts_dist import charts, gallery, ratio_charts, score_tables
+from bts_dist import charts, cohort_table, gallery, ratio_charts, score_tables
 from bts_dist.charts import Row, is_number
 from bts_dist.score_tables import columns, identity, in_order, metric, table
 from shards import picture
@@ -83,6 +83,7 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
     return {
         "name": run.name,
         "leak": score.get("leak"),
+        "differs": _differs(score.get("differs")),
         "num_slices": sum(patient["slices"] for patient in patients),
         "num_tumour_slices": sum(patient["tumour_slices"] for patient in patients),
         "axis": axis,
@@ -108,6 +109,18 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "provenance": _provenance(run, score),
     }
+
+
+def _differs(differs: Row | None) -> dict[str, Any] | None:
+    """The comparison with the training patients; None for scores on the model's own data set."""
+    if differs is None:
+        return None
+    shown = {
+        "title": cohort_table.TITLE,
+        "headings": cohort_table.HEADINGS,
+        "lines": cohort_table.lines(differs),
+    }
+    return shown | {key: differs[key] for key in ("rule", "unknown")}
 
 
 def _one_threshold(score: Row) -> float | None:

@@ -7,6 +7,7 @@ the validation patients.  A patient the checkpoint was trained or chosen on is r
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bts_dist import evaluation, memory
+from bts_dist import cohort, evaluation, memory
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
@@ -225,8 +226,17 @@ def run_score(
     }
     if exam.leak is not None:
         about["leak"] = exam.leak
+    if model.progress.data_id != manifest.data_id:
+        about["differs"] = _differs(model.progress, config)
     folder = score_folder(model.progress.data_id, manifest.data_id)
     return publish(open_store(place.run, config.store), folder, scored, about, config)
+
+
+def _differs(model: Progress, config: Config) -> dict[str, Any]:
+    """How the test patients of another data set compare with the model's training patients."""
+    with closing(PackedData(config.data.shards, config.store).test()) as scored:
+        training = None if model.cohort is None else cohort.from_json(model.cohort)
+        return cohort.compare(training, cohort.summarise(scored))
 
 
 def score_folder(model_data_id: str, data_id: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bts_dist import checkpoint
+from bts_dist import checkpoint, cohort_table
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
 from bts_dist.model import ModelPlace, find_model, load_model
@@ -68,7 +68,9 @@ def pack(config: Config, report: SourceReport) -> Manifest:
         manifest = run_pack(config, report, lambda done, total, size: update(done, total, num_bytes=size))
     console.stage("pack", f"{config.data.shards} ({_counts(manifest)}, data id {manifest.data_id})")
     if manifest.splits_patients:
-        console.stage("pack", "split.kind=slice: patients are in several splits, so no score on this set is a result")
+        console.stage(
+            "pack", "split.kind=slice: patients are in several splits, so no score on this set is a result"
+        )
     return manifest
 
 
@@ -199,7 +201,17 @@ def show_scores(result: dict[str, Any]) -> None:
                 f"{_figure(found[name]['mean'])} ({_interval(found[name])})" for name in ("ece", "brier")
             )
             console.out.print(f"Calibration, {region} voxels: expected error {ece}, Brier score {brier}")
+    if "differs" in result:
+        show_differences(result["differs"])
     warn_of_leak(result)
+
+
+def show_differences(differs: dict[str, Any]) -> None:
+    """The scored patients beside those that the model was trained on."""
+    console.show_table(cohort_table.TITLE, [cohort_table.HEADINGS, *cohort_table.lines(differs)])
+    console.out.print(
+        f"Not compared: {differs['unknown']}" if differs["unknown"] else f"Rule: {differs['rule']}"
+    )
 
 
 def warn_of_leak(result: dict[str, Any]) -> None:

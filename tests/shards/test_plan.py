@@ -225,4 +225,6 @@ def test_a_split_by_slice_is_the_same_on_every_platform() -> None:
 def test_too_few_slices_are_an_error() -> None:
     with pytest.raises(InputError, match="2 slices cannot be split into 3 groups"):
         divide([Patient("p", "A", (1, 2))], SliceSplit())
-    assert [len(divide([Patient("p", "A", (1, 2, 3))], SliceSplit())[s]["p"]) for s in ("train", "val", "test")] == [1] * 3
+    assert [
+        len(divide([Patient("p", "A", (1, 2, 3))], SliceSplit())[s]["p"]) for s in ("train", "val", "test")
+    ] == [1] * 3
