@@ -2,10 +2,10 @@
 
     python benchmarks/leak.py --config configs/lgg-cpu.yaml --set data.source=/path/to/kaggle_3m
 
-Does ``bts run`` twice with equal seeds, epochs and shares; only ``split.kind``, ``data.shards`` and ``run.name`` differ.
-Where slices were split, a model is scored on slices of patients whose other slices it was trained on, as in many
-published results on this data set.  Nothing is searched: ``tune.trials`` is 0.  Writes benchmarks/results/leak.md.
-Given again, the command goes on where it was.
+Does ``bts run`` twice with equal seeds, epochs and shares: only ``split.kind``, ``data.shards`` and ``run.name``
+differ.  Where slices were split, a model is scored on slices of patients whose other slices it was trained on, as in
+many published results on this data set.  Nothing is searched: ``tune.trials`` is 0.  Writes
+benchmarks/results/leak.md.  Given again, the command goes on where it was.
 """
 
 import argparse
@@ -89,16 +89,16 @@ def page(by_patient: Arm, by_slice: Arm) -> str:
     config = by_patient.score["config"]
     parts = [
         "# What leakage is worth",
-        f"The same recipe twice, {config['train']['epochs']} epochs, seed {config['train']['seed']}, once with patients "
-        "split and once with slices split at random. **The second column is no result**: "
+        f"The same recipe twice, {config['train']['epochs']} epochs, seed {config['train']['seed']}, once with "
+        "patients split and once with slices split at random. **The second column is no result**: "
         f"{by_slice.score['leak']}.",
         table(
             ("metric", "by patient", "95 % interval", "by slice", "95 % interval", "difference, points"),
             [_metric(name, by_patient.score, by_slice.score) for name in METRICS],
         ),
         "Means with bootstrap intervals over each arm's own test patients, which differ: so the difference has none. "
-        "`dice/patient` is of whole volumes where patients are split, and of the few slices that were drawn where slices "
-        "are; the other rows count the same things in both.",
+        "`dice/patient` is of whole volumes where patients are split, and of the few slices that were drawn where "
+        "slices are; the other rows count the same things in both.",
         table(("", "by patient", "by slice"), _facts(by_patient, by_slice)),
         "Validation is split as the test is: where slices are split, it leaks too.",
         describe(PACKAGES),

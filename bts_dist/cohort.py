@@ -104,7 +104,10 @@ def figures_of(
     missing: Sequence[str],
     spacing_mm: Sequence[float] | None,
 ) -> Figures:
-    """One patient's figures, of ``levels`` (mean and standard deviation of each sequence) and each slice's ``pixels``."""
+    """One patient's figures.
+
+    ``levels`` are mean and standard deviation of each sequence, ``pixels`` the tumour pixels of each slice.
+    """
     found: Figures = {}
     for kind, values in zip(("mean", "std"), levels, strict=True):
         # In the place of a missing sequence stands FLAIR, whose levels say nothing of it.

@@ -1,6 +1,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_a_split_by_slice_has_its_shares_and_divides_patients() -> None:
         assert abs(counts[name] - share * total) < 1  # type: ignore[index]
     assert sum(len(set(names)) == 3 for names in slices.values()) > len(patients) / 2
     # Neighbours are as far apart as any two: none of the pairs of a patient is more alike than chance.
-    pairs = [(a == b) for names in slices.values() for a, b in zip(names, names[1:], strict=False)]
+    pairs = [(a == b) for names in slices.values() for a, b in pairwise(names)]
     assert np.mean(pairs) == pytest.approx(0.8**2 + 0.1**2 + 0.1**2, abs=0.02)
 
 
