@@ -33,15 +33,16 @@ MOST_READ = 256
 NO_SITE = "unknown"
 """Institution of patients whose names tell none."""
 
+_NAMES = {"pre": "pre-contrast", "flair": "FLAIR", "post": "post-contrast"}
 QUANTITIES = {
-    **{f"mean_{name}": f"{name}: mean of the volume, grey levels" for name in SEQUENCES},
-    **{f"std_{name}": f"{name}: standard deviation, grey levels" for name in SEQUENCES},
+    **{f"mean_{name}": f"{_NAMES[name]}: mean of the volume, grey levels" for name in SEQUENCES},
+    **{f"std_{name}": f"{_NAMES[name]}: standard deviation, grey levels" for name in SEQUENCES},
     "slices": "slices per patient",
     "tumour_slices": "share of slices with tumour",
     "tumour_pixels": "tumour pixels per patient",
     "slice_pixels": "tumour pixels per slice with tumour",
     "tumour_ml": "tumour volume, ml",
-    **{f"missing_{name}": f"patients without {name}" for name in ("pre", "post")},
+    **{f"missing_{name}": f"patients without {_NAMES[name]}" for name in ("pre", "post")},
 }
 SHARES = ("tumour_slices", "missing_pre", "missing_post")
 SIZES = ("tumour_pixels", "slice_pixels", "tumour_ml")

@@ -9,7 +9,7 @@ Group = Mapping[str, Any]
 Line = tuple[str, str, str, str, str]
 
 TITLE = "What differs from the training patients"
-HEADINGS: Line = ("", "training patients", "scored patients", "difference, SD", "")
+HEADINGS: Line = ("quantity", "training patients", "scored patients", "difference, SD", "by the rule")
 
 _MOST_NAMED = 6
 

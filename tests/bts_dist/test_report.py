@@ -394,6 +394,8 @@ def test_a_score_of_patients_seen_in_training_has_a_banner_and_a_title(run, tmp_
     assert ("p", {"class": "refused", "role": "alert"}) in page.elements
     assert any(text.startswith("Slices of these patients were trained on: not") for text in page.text("p"))
     assert page.text("title")[0].startswith("LEAK, not a result: ")
+    assert not any(text.endswith("reached") for text in page.text("div"))
+    assert sum("not judged" in text for text in page.text("div")) == 2
 
 
 def test_what_differs_from_the_training_patients_is_shown(run, tmp_path):
@@ -406,7 +408,7 @@ def test_what_differs_from_the_training_patients_is_shown(run, tmp_path):
     page = Page(written(with_score(run, differs=compare(one, other)), tmp_path))
     assert page.faults == []
     assert title in page.text("h2")
-    assert {"slices per patient", "institutions", "pixels of a slice"} <= set(page.text("th"))
+    assert {"Slices per patient", "Institutions", "Pixels of a slice"} <= set(page.text("th"))
     cells = page.text("td")
     assert {"240 × 240", "88.0 ± 6.53", "3 patients from unseen ones", "<X> 3"} <= set(cells)
     assert cells.count("large") == 3

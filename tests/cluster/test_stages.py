@@ -69,7 +69,7 @@ def test_what_differs_from_the_training_patients_stands_beside_the_scores(
     here, there = (Cohort(2, 8, 8, {site: 2}, {}) for site in ("CS", "XX"))
     text = printed(monkeypatch, scored(1.0) | {"differs": compare(here, there)})
     assert "What differs from the training patients" in text
-    assert re.search(r"│ institutions +│ CS 2 +│ XX 2 +│ 2 patients from unseen ones │ large │", text)
+    assert re.search(r"│ institutions +│ CS 2 +│ XX 2 +│ 2 patients from unseen ones │ large +│", text)
     assert "Rule: large: the means over patients are more than 0.5 standard deviations apart" in text
     text = printed(monkeypatch, scored(1.0) | {"differs": compare(None, there)})
     assert re.search(r"│ institutions +│ unknown +│ XX 2 +│ –", text)
