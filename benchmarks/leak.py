@@ -90,8 +90,8 @@ def page(by_patient: Arm, by_slice: Arm) -> str:
     parts = [
         "# What leakage is worth",
         f"The same recipe twice, {config['train']['epochs']} epochs, seed {config['train']['seed']}, once with "
-        "patients split and once with slices split at random. **The second column is no result**: "
-        f"{by_slice.score['leak']}.",
+        "patients split and once with slices split at random. **The score by slice is no result**, and says so: "
+        f"“{by_slice.score['leak']}”.",
         table(
             ("metric", "by patient", "95 % interval", "by slice", "95 % interval", "difference, points"),
             [_metric(name, by_patient.score, by_slice.score) for name in METRICS],

@@ -82,7 +82,7 @@ def test_the_page_tells_the_difference_and_what_was_scored() -> None:
     by_slice = arm(benchmark, SliceSplit(), everywhere, 0.875, leak="seen: not a result")
     page = benchmark.page(by_patient, by_slice)
     assert "2 epochs, seed 7" in page
-    assert "**The second column is no result**: seen: not a result." in page
+    assert "**The score by slice is no result**, and says so: “seen: not a result”." in page
     assert "| `dice/pooled` | 0.8000 | 0.7000 – 0.8500 | 0.8750 | 0.7750 – 0.9250 | +7.5 |" in page
     assert "| test patients | 2 | 4 |" in page
     assert "| of them with training slices too | 0 | 2 |" in page
