@@ -58,6 +58,9 @@ class Progress:
     wandb_id: str | None = None
     skipped_steps: int = 0
     """Steps left out since their gradient, times the loss scale, overflowed in half precision."""
+    cohort: dict[str, Any] | None = None
+    """What the training patients are like, as ``cohort.to_json`` gives it; checkpoints made before there was it have
+    none."""
 
 
 @dataclass

@@ -210,7 +210,7 @@ def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> M
     """The folds' models as one.
 
     No patient is unseen by all of them, so nothing can be chosen for them together: the threshold is the median of
-    theirs, and the rest is what most of them chose.
+    theirs, and the rest is what most of them chose.  What their patients are like is told by the first fold's.
     """
     uris = _fold_runs(run)
     places = [find_model(uri, store) for uri in uris]

@@ -134,6 +134,7 @@ def _score(score: dict[str, Any], own_data_id: str) -> dict[str, Any]:
     return {
         "own": score["data"]["data id"] == own_data_id,
         "data_id": score["data"]["data id"],
+        "leak": score.get("leak"),
         "patients": len(patients),
         "slices": score["data"]["slices"],
         "threshold": score["threshold"],

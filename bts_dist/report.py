@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
-from bts_dist import charts, gallery, ratio_charts, score_tables
+from bts_dist import charts, cohort_table, gallery, ratio_charts, score_tables
 from bts_dist.charts import Row, is_number
 from bts_dist.inference import Inference
 from bts_dist.score_tables import columns, identity, in_order, metric, table
@@ -84,6 +84,8 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
     worst_first = sorted(patients, key=lambda patient: (_sort_key(patient["dice"]), patient["patient"]))
     return {
         "name": run.name,
+        "leak": score.get("leak"),
+        "differs": _differs(score.get("differs")),
         "num_slices": sum(patient["slices"] for patient in patients),
         "num_tumour_slices": sum(patient["tumour_slices"] for patient in patients),
         "axis": axis,
@@ -119,6 +121,18 @@ def _choices(found: Row | None) -> dict[str, Any] | None:
         return None
     way = Inference(found["threshold"], found["mirror"], found["components"], tuple(found["members"]))
     return {"words": way.describe(), "patients": found["patients"], "rows": found["rows"]}
+
+
+def _differs(differs: Row | None) -> dict[str, Any] | None:
+    """The comparison with the training patients; None for scores on the model's own data set."""
+    if differs is None:
+        return None
+    shown = {
+        "title": cohort_table.TITLE,
+        "headings": cohort_table.HEADINGS,
+        "lines": cohort_table.lines(differs),
+    }
+    return shown | {key: differs[key] for key in ("rule", "unknown")}
 
 
 def _one_threshold(score: Row) -> float | None:

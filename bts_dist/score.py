@@ -7,6 +7,7 @@ the validation patients.  A patient the checkpoint was trained or chosen on is r
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bts_dist import evaluation, memory
+from bts_dist import cohort, evaluation, memory
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
@@ -43,6 +44,8 @@ class Exam:
     config: Config
     """The scoring config: data, score and store sections count."""
     patients: list[str]
+    leak: str | None = None
+    """Why no score of these patients is a result, where slices of theirs were trained on."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ Parallel = Callable[[Callable[[ScoreTask], list[Scored]], Sequence[ScoreTask]], 
 
 
 def check_unseen(model: Progress, data: PackedData) -> list[str]:
-    """The test patients, none of whom the model has seen.
+    """The test patients, none of whom the model has seen, unless ``leak`` has something to say.
 
     Raises:
         InputError: there are none, or some were trained or chosen on.
@@ -88,13 +91,25 @@ def check_unseen(model: Progress, data: PackedData) -> list[str]:
             f"{data.store.uri} has no test patients; pack it with a test share or split.kind=none"
         )
     seen = sorted(set(patients) & set(model.patients))
-    if seen:
+    if seen and leak(model, data) is None:
         raise InputError(
             f"{len(seen)} of {len(patients)} test patients were trained or chosen on by this model (first: "
             f"{seen[0]}); their scores would mean nothing. Score on the data set the model was trained with, or "
             "on other patients"
         )
     return patients
+
+
+def leak(model: Progress, data: PackedData) -> str | None:
+    """What is wrong with scores on the model's own data set where its slices, not its patients, were split."""
+    if not data.manifest.splits_patients or model.data_id != data.manifest.data_id:
+        return None
+    patients = data.manifest.patients["test"]
+    num_seen = len(set(patients) & set(model.patients))
+    return (
+        f"slices of these patients were trained on: not a result (split.kind=slice; other slices of {num_seen} of the "
+        f"{len(patients)} patients were trained or chosen on)"
+    )
 
 
 def score_patients(task: ScoreTask) -> list[Scored]:
@@ -165,7 +180,8 @@ def prepare(place: ModelPlace, config: Config) -> Exam:
     check_as_validated(config, model)
     data = PackedData(config.data.shards, config.store)
     check_sides(model, (data.manifest.height, data.manifest.width), config.data.shards)
-    return Exam(place, model, data.manifest, config, check_unseen(model.progress, data))
+    patients = check_unseen(model.progress, data)
+    return Exam(place, model, data.manifest, config, patients, leak(model.progress, data))
 
 
 def examine(
@@ -204,15 +220,26 @@ def run_score(
     exam = prepare(place, config)
     scored = examine([exam], workers, parallel, progress)
     model, manifest = exam.model, exam.manifest
-    about = {
+    about: dict[str, Any] = {
         "threshold": model.inference.threshold,
         "checkpoint": title(place, model),
         "inference": model.inference.to_json(),
         "data": {"shards": config.data.shards, "data id": manifest.data_id},
         "config": model.config.model_dump(mode="json"),
     }
+    if exam.leak is not None:
+        about["leak"] = exam.leak
+    if model.progress.data_id != manifest.data_id:
+        about["differs"] = _differs(model.progress, config)
     folder = score_folder(model.progress.data_id, manifest.data_id)
     return publish(open_store(place.run, config.store), folder, scored, about, config)
+
+
+def _differs(model: Progress, config: Config) -> dict[str, Any]:
+    """How the test patients of another data set compare with the model's training patients."""
+    with closing(PackedData(config.data.shards, config.store).test()) as scored:
+        training = None if model.cohort is None else cohort.from_json(model.cohort)
+        return cohort.compare(training, cohort.summarise(scored))
 
 
 def score_folder(model_data_id: str, data_id: str) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from bts_dist import checkpoint, memory
+from bts_dist import checkpoint, cohort, memory
 from bts_dist.account import gather, open_account, shares, training_seconds, validation_seconds
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
@@ -173,6 +173,8 @@ def _prepare(
             f"the run to resume was trained on data set {state.progress.data_id}, {config.data.shards} is "
             f"{data.manifest.data_id}; give the run another name with --set run.name=…"
         )
+    if runtime.rank == 0 and state.progress.cohort is None:
+        state.progress.cohort = cohort.to_json(cohort.summarise(train.reader))
     _check_same_start(runtime, state.progress.step)
     network: nn.Module = model
     account = open_account(runtime.device)

@@ -43,9 +43,15 @@ def _check_test_patients(config: Config) -> None:
     """Refuse, before the search, what its confirmation would refuse after it.
 
     Raises:
-        InputError: the data set has no test patients.
+        InputError: the data set has no test patients, or its training has seen them.
     """
-    if not load_manifest(open_store(config.data.shards, config.store)).patients["test"]:
+    manifest = load_manifest(open_store(config.data.shards, config.store))
+    if manifest.splits_patients:
+        raise InputError(
+            f"{config.data.shards} is split by slice, so its test patients confirm nothing; pack it with "
+            "split.kind=patient, or set tune.confirm=0"
+        )
+    if not manifest.patients["test"]:
         raise InputError(
             f"{config.data.shards} has no test patients to confirm the search on; pack it with a test share, or set "
             "tune.confirm=0"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bts_dist import checkpoint
+from bts_dist import checkpoint, cohort_table
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
 from bts_dist.model import find_model, load_model, model_id
@@ -66,6 +66,10 @@ def pack(config: Config, report: SourceReport) -> Manifest:
     with console.progress("pack", unit="slices") as update:
         manifest = run_pack(config, report, lambda done, total, size: update(done, total, num_bytes=size))
     console.stage("pack", f"{config.data.shards} ({_counts(manifest)}, data id {manifest.data_id})")
+    if manifest.splits_patients:
+        console.stage(
+            "pack", "split.kind=slice: patients are in several splits, so no score on this set is a result"
+        )
     return manifest
 
 
@@ -122,6 +126,7 @@ def score(config: Config, model: str | None = None) -> str:
     if record is not None and record["key"] == key and exists(run, f"{record['folder']}/score.json"):
         location = join_uri(run.uri, record["folder"])
         console.stage("score", f"up to date: {location}/score.json")
+        warn_of_leak(read_score(run, record["folder"]))
         return location
     with console.progress("score") as update:
         location, result = run_scoring(place, config, update)
@@ -181,9 +186,8 @@ def show_scores(result: dict[str, Any]) -> None:
     for name, m in result["metrics"].items():
         figures = _figure(m["mean"]), _figure(m["median"]), _interval(m)
         table.append((name, *figures, m["unit"] or "", str(m["n"]), m["rule"]))
-    console.show_table(
-        f"Held-out test patients, {result['checkpoint']}, threshold {result['threshold']}", table
-    )
+    who = "Held-out test patients" if "leak" not in result else "Test slices of patients seen in training"
+    console.show_table(f"{who}, {result['checkpoint']}, threshold {result['threshold']}", table)
     parts = [("subgroup", "dice/patient", "median", "95 % interval", "patients", "which")]
     for kind, groups in result["subgroups"].items():
         for name, g in groups.items():
@@ -196,6 +200,23 @@ def show_scores(result: dict[str, Any]) -> None:
                 f"{_figure(found[name]['mean'])} ({_interval(found[name])})" for name in ("ece", "brier")
             )
             console.out.print(f"Calibration, {region} voxels: expected error {ece}, Brier score {brier}")
+    if "differs" in result:
+        show_differences(result["differs"])
+    warn_of_leak(result)
+
+
+def show_differences(differs: dict[str, Any]) -> None:
+    """The scored patients beside those that the model was trained on."""
+    console.show_table(cohort_table.TITLE, [cohort_table.HEADINGS, *cohort_table.lines(differs)])
+    console.out.print(
+        f"Not compared: {differs['unknown']}" if differs["unknown"] else f"Rule: {differs['rule']}"
+    )
+
+
+def warn_of_leak(result: dict[str, Any]) -> None:
+    """Say of a score that is none why it is none."""
+    if "leak" in result:
+        console.out.print(f"[bold red]LEAK[/bold red]  {result['leak']}")
 
 
 def _figure(value: float | None) -> str:

@@ -64,7 +64,7 @@ def build_shard(task: ShardTask) -> tuple[bytes, list[dict[str, Any]]]:
                 f"{task.source}/{scan.folder} changed while it was being packed; run `bts pack` again "
                 "once nothing else writes there"
             )
-        for position in range(segment.start, segment.stop):
+        for position in segment.positions:
             rows.append(_add_sample(writer, task, files[segment.patient], scan, volume, position))
     return writer.finish(), rows
 

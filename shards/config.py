@@ -54,11 +54,29 @@ class HoldoutSplit(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if abs(self.train + self.val + self.test - 1) > 1e-6:
-            total = self.train + self.val + self.test
-            raise ValueError(f"split.train + split.val + split.test is {total:g}; they must add up to 1")
+        _check_shares(self)
         if isinstance(self.fold, int) and self.fold >= self.folds:
             raise ValueError(f"split.fold is {self.fold} but folds are numbered 0 to {self.folds - 1}")
+        return self
+
+
+class SliceSplit(Section):
+    """LEAKS: every slice is dealt out at random, so that slices of one patient are in training and test alike.
+
+    Neighbouring slices of a patient are almost the same picture, and a model that was trained on one scores well on
+    the other.  It exists to measure what that is worth (``benchmarks/leak.py``); no score made with it is a result.
+    """
+
+    kind: Literal["slice"] = "slice"
+    seed: int = Field(default=0, ge=0)
+    train: float = Field(default=0.8, gt=0, lt=1)
+    """Share of all slices, as are ``val`` and ``test``."""
+    val: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_shares(self)
         return self
 
 
@@ -68,7 +86,13 @@ class NoSplit(Section):
     kind: Literal["none"] = "none"
 
 
-SplitConfig = Annotated[HoldoutSplit | NoSplit, Field(discriminator="kind")]
+SplitConfig = Annotated[HoldoutSplit | SliceSplit | NoSplit, Field(discriminator="kind")]
+
+
+def _check_shares(split: HoldoutSplit | SliceSplit) -> None:
+    total = split.train + split.val + split.test
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"split.train + split.val + split.test is {total:g}; they must add up to 1")
 
 
 class PackConfig(Section):

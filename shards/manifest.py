@@ -82,10 +82,12 @@ class Manifest(Section):
             raise ValueError(
                 f"patients are listed for {', '.join(self.patients)}, not for {', '.join(SPLITS)}"
             )
-        counts = Counter(patient for split in SPLITS for patient in self.patients[split])
-        for patient, count in counts.most_common(1):
-            if count > 1:
-                raise ValueError(f"patient {patient} is listed {count} times")
+        lists = [self.patients[split] for split in SPLITS]
+        # Under any other split a patient has one place; where slices are split, one in each list.
+        for listed in lists if self.splits_patients else [[p for own in lists for p in own]]:
+            for patient, count in Counter(listed).most_common(1):
+                if count > 1:
+                    raise ValueError(f"patient {patient} is listed {count} times")
         return self
 
     @model_validator(mode="after")
@@ -105,6 +107,11 @@ class Manifest(Section):
                 f"image_suffix is {self.image_suffix!r}, that of {encoding} is {IMAGE_SUFFIX[encoding]}"
             )
         return self
+
+    @property
+    def splits_patients(self) -> bool:
+        """Whether slices of one patient are in several splits: such a set leaks, and its scores are no results."""
+        return self.provenance.split.kind == "slice"
 
     def num_samples(self, split: Split | None = None) -> int:
         return sum(s.samples for s in self.shards if split in (None, s.split))

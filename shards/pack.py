@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shards.build import ShardTask, build_shard, opened
-from shards.config import HoldoutSplit, NoSplit, PackConfig, StoreConfig
+from shards.config import NoSplit, PackConfig, SplitConfig, StoreConfig
 from shards.encode import IMAGE_SUFFIX, Encoding
 from shards.errors import InputError
 from shards.manifest import (
@@ -28,7 +28,7 @@ from shards.manifest import (
 )
 from shards.parallel import ParallelMap, process_map
 from shards.parts import drop_parts, finished_sha256, put_part, write_index
-from shards.plan import SPLITS, ShardPlan, assign_splits, plan_shards
+from shards.plan import SPLITS, ShardPlan, divide, plan_shards
 from shards.store import AlreadyExists, MissingObject, ObjectStore, open_store
 from shards.verify import SourceReport
 
@@ -38,7 +38,7 @@ Progress = Callable[[int, int, int], None]
 """Is told the samples done, all samples, and the bytes of the shards done."""
 
 
-def data_id(fingerprint: str, split: HoldoutSplit | NoSplit, pack: PackConfig) -> str:
+def data_id(fingerprint: str, split: SplitConfig, pack: PackConfig) -> str:
     """Name of the data set that this source, split and packing give."""
     recipe = {
         "format": FORMAT,
@@ -55,7 +55,7 @@ def pack(
     dest: str,
     *,
     source: str,
-    split: HoldoutSplit | NoSplit,
+    split: SplitConfig,
     config: PackConfig,
     store: StoreConfig,
     parallel: ParallelMap[ShardTask, ShardRecord] | None = None,
@@ -82,9 +82,9 @@ def pack(
     if finished is not None:
         return finished
 
-    splits = assign_splits(report.scans, split)
-    seed = split.seed if isinstance(split, HoldoutSplit) else 0
-    plans = plan_shards(report.scans, splits, config.samples_per_shard, seed)
+    places = divide(report.scans, split)
+    seed = 0 if isinstance(split, NoSplit) else split.seed
+    plans = plan_shards(places, config.samples_per_shard, seed)
     tasks = _tasks(plans, report, source, dest, store, config.encoding)
     shards = _build_all(plans, (parallel or process_map(config.workers))(pack_shard, tasks), progress)
 
@@ -95,7 +95,7 @@ def pack(
             height=height,
             width=width,
             image_suffix=IMAGE_SUFFIX[config.encoding],
-            patients={s: sorted(p for p, name in splits.items() if name == s) for s in SPLITS},
+            patients={s: sorted(places[s]) for s in SPLITS},
             shards=shards,
             index_sha256=_put_index(target, shards),
             provenance=Provenance(

@@ -1,17 +1,22 @@
 """Which patient goes to which split, and which slices go to which shard: pure functions of the scans."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, assert_never, get_args
 
 import numpy as np
 
-from shards.config import HoldoutSplit, NoSplit
+from shards.config import HoldoutSplit, NoSplit, SliceSplit, SplitConfig
 from shards.errors import InputError
 from shards.order import hash64, permutation
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+Places = dict[Split, dict[str, Sequence[int]]]
+"""The patients of each split, each with the positions of its slices there, ascending: a ``range`` of all of them, and
+fewer under a split by slice alone."""
 
 
 class Stratum(Protocol):
@@ -29,11 +34,11 @@ class Stratum(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of one patient's slices: positions ``start`` to ``stop`` in the patient's order."""
+    """Slices of one patient that follow each other in a shard."""
 
     patient: str
-    start: int
-    stop: int
+    positions: Sequence[int]
+    """Places in the patient's order, ascending: a ``range``, which takes no memory, unless the split is by slice."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,56 @@ class ShardPlan:
 
     @property
     def num_samples(self) -> int:
-        return sum(s.stop - s.start for s in self.segments)
+        return sum(len(s.positions) for s in self.segments)
+
+
+def divide(patients: Sequence[Stratum], split: SplitConfig) -> Places:
+    """Which slices of which patients are in each split.
+
+    Raises:
+        InputError: as ``assign_splits``; or there are too few slices for a split by slice.
+    """
+    match split:
+        case SliceSplit():
+            slices = assign_slices(patients, split)
+            found: Places = {name: {} for name in SPLITS}
+            for patient, names in slices.items():
+                for name in SPLITS:
+                    positions = tuple(at for at, own in enumerate(names) if own == name)
+                    if positions:
+                        found[name][patient] = positions
+            return found
+        case HoldoutSplit() | NoSplit():
+            splits = assign_splits(patients, split)
+            return {
+                name: {p.patient: range(p.num_slices) for p in patients if splits[p.patient] == name}
+                for name in SPLITS
+            }
+        case _:
+            assert_never(split)
+
+
+def assign_slices(patients: Sequence[Stratum], split: SliceSplit) -> dict[str, tuple[Split, ...]]:
+    """Assign each slice of each patient to a split at random, with no regard to whose it is: this leaks.
+
+    Slices are ordered by a hash of (seed, patient, position), and that order is cut into the shares.
+
+    Raises:
+        InputError: there are too few slices for every split to get one.
+    """
+    total = sum(p.num_slices for p in patients)
+    if total < len(SPLITS):
+        raise InputError(f"{total} slices cannot be split into {len(SPLITS)} groups; add patients")
+    drawn: list[tuple[int, str, int]] = []
+    for patient in patients:
+        word = int.from_bytes(hashlib.sha256(patient.patient.encode()).digest()[:8])
+        hashes = hash64(split.seed, word, np.arange(patient.num_slices, dtype=np.uint64)).tolist()
+        drawn += [(value, patient.patient, at) for at, value in enumerate(hashes)]
+    names = np.repeat(np.asarray(SPLITS, object), _totals(total, [split.train, split.val, split.test]))
+    found: dict[str, list[Split]] = {p.patient: ["train"] * p.num_slices for p in patients}
+    for (_, name, at), own in zip(sorted(drawn), names.tolist(), strict=True):
+        found[name][at] = own
+    return {name: tuple(own) for name, own in found.items()}
 
 
 def assign_splits(patients: Sequence[Stratum], split: HoldoutSplit | NoSplit) -> dict[str, Split]:
@@ -106,9 +160,7 @@ def _totals(num: int, shares: Sequence[float]) -> list[int]:
     return [int(t) for t in totals]
 
 
-def plan_shards(
-    patients: Sequence[Stratum], splits: dict[str, Split], samples_per_shard: int, seed: int
-) -> list[ShardPlan]:
+def plan_shards(places: Places, samples_per_shard: int, seed: int) -> list[ShardPlan]:
     """Lay patients' slices into shards of ``samples_per_shard`` (the last of a split may be smaller).
 
     Training patients are laid in a shuffled order, so that neighbouring shards mix institutions; validation and
@@ -116,22 +168,24 @@ def plan_shards(
     """
     plans: list[ShardPlan] = []
     for split in SPLITS:
-        members = sorted((p for p in patients if splits[p.patient] == split), key=lambda p: p.patient)
+        members = sorted(places[split])
         if split == "train":
             members = [members[i] for i in permutation(len(members), seed)]
-        for number, segments in enumerate(_cut(members, samples_per_shard)):
+        for number, segments in enumerate(_cut(members, places[split], samples_per_shard)):
             plans.append(ShardPlan(f"shards/{split}-{number:06d}.tar", split, segments))
     return plans
 
 
-def _cut(patients: Sequence[Stratum], samples_per_shard: int) -> Iterator[tuple[Segment, ...]]:
+def _cut(
+    patients: Sequence[str], positions: Mapping[str, Sequence[int]], samples_per_shard: int
+) -> Iterator[tuple[Segment, ...]]:
     segments: list[Segment] = []
     room = samples_per_shard
     for patient in patients:
         start = 0
-        while start < patient.num_slices:
-            stop = min(patient.num_slices, start + room)
-            segments.append(Segment(patient.patient, start, stop))
+        while start < len(positions[patient]):
+            stop = min(len(positions[patient]), start + room)
+            segments.append(Segment(patient, positions[patient][start:stop]))
             room -= stop - start
             start = stop
             if room == 0:

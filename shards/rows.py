@@ -47,7 +47,8 @@ def check_rows(table: pa.Table, manifest: "Manifest", where: str) -> None:
     """Check every row of an index of ``INDEX_SCHEMA`` against the others and the manifest.
 
     Rows stand shard by shard in the manifest's order, for a sample's number says where it lies; a patient's
-    slices follow each other without gaps; members fill their shard to the last block.
+    slices follow each other without gaps, or in each split alone where slices were split; members fill their shard to
+    the last block.
 
     Raises:
         InputError: the first row that cannot be true; it names the index as ``where``, the shard and the key.
@@ -97,21 +98,19 @@ class _Rows:
 
     def check_patients(self) -> None:
         """The manifest's patients, all of them and each in its split."""
-        split_of = {p: split for split, patients in self.manifest.patients.items() for p in patients}
+        listed = {split: set(patients) for split, patients in self.manifest.patients.items()}
         patient, names = self._codes("patient")
         split, splits = self._codes("split")
-        right = np.asarray([split_of.get(name, "") for name in names], object)[patient]
-        self._refuse(
-            right != np.asarray(splits, object)[split],
-            "patient",
-            "none of this split's patients in the manifest",
-        )
-        absent = sorted(split_of.keys() - set(names))
-        if absent:
-            raise InputError(
-                f"{self.where} has no sample of {absent[0]}, a {split_of[absent[0]]} patient of the manifest; "
-                "pack the data again"
-            )
+        right: Flags = np.asarray([[name in listed[own] for own in splits] for name in names])  # type: ignore[index]
+        self._refuse(~right[patient, split], "patient", "none of this split's patients in the manifest")
+        there = np.zeros_like(right)
+        there[patient, split] = True
+        found = {own: {names[n] for n in np.flatnonzero(there[:, s])} for s, own in enumerate(splits)}
+        for own, patients in listed.items():
+            for absent in sorted(patients - found.get(own, set()))[:1]:
+                raise InputError(
+                    f"{self.where} has no sample of {absent}, a {own} patient of the manifest; pack the data again"
+                )
         institution, names = self._codes("institution")
         odd = np.asarray([_INSTITUTION.fullmatch(name) is None for name in names])
         self._refuse(odd[institution], "institution", "no name of letters and digits")
@@ -142,28 +141,52 @@ class _Rows:
 
     def check_volumes(self) -> None:
         """A patient's rows follow each other, slice by slice, and agree on the patient."""
-        patient, _ = self._codes("patient")
-        first: Flags = np.append(True, patient[1:] != patient[:-1])
+        patient, number = self._codes("patient")[0], self._ints("slice")
+        order = np.arange(len(patient))
+        if self.manifest.splits_patients:
+            split, splits = self._codes("split")
+            group = patient * len(splits) + split
+            first = self._check_together(group)
+            back = np.append(False, number[1:] <= number[:-1]) & ~first
+            self._refuse(back, "slice", "not after the row before it")
+            # What holds of a volume holds of its rows from all splits together, in the order of the slices.
+            order = np.lexsort((number, patient))
+        else:
+            self._check_together(patient)
+        self._check_whole(patient, number, order)
+
+    def _check_together(self, group: Ints) -> Flags:
+        """Whether each row is the first of its group; raises where one goes on after others."""
+        first: Flags = np.append(True, group[1:] != group[:-1])
         starts = np.flatnonzero(first)
-        again = np.ones(len(patient), bool)
-        again[starts[np.unique(patient[starts], return_index=True)[1]]] = False
+        again = np.ones(len(group), bool)
+        again[starts[np.unique(group[starts], return_index=True)[1]]] = False
         self._refuse(first & again, "patient", "whose rows ended further up")
+        return first
+
+    def _check_whole(self, patient: Ints, number: Ints, order: Ints) -> None:
+        """In ``order``, which has a patient's rows together, slices have no gaps and rows agree on the patient."""
+        first: Flags = np.append(True, patient[order][1:] != patient[order][:-1])
+        starts, num_slices = np.flatnonzero(first), self._ints("num_slices")
+
+        def refuse(wrong: Flags, column: str, why: str) -> None:
+            in_place = np.empty_like(wrong)
+            in_place[order] = wrong
+            self._refuse(in_place, column, why)
 
         def changes(values: NDArray[Any]) -> Flags:
             changed: Flags = np.append(False, values[1:] != values[:-1]) & ~first
             return changed
 
-        number, num_slices = self._ints("slice"), self._ints("num_slices")
-        self._refuse(
-            changes(number - np.arange(len(number))), "slice", "not the next after the row before it"
-        )
+        steps = number[order] - np.arange(len(number))
+        refuse(changes(steps), "slice", "not the next after the row before it")
         shared = {"institution": self._codes("institution")[0], "num_slices": num_slices}
         shared |= {name: numbers(self.table[name]) for name in _FIGURES}
         for name, values in shared.items():
-            self._refuse(changes(values), name, "another than in the patient's row before it")
+            refuse(changes(values[order]), name, "another than in the patient's row before it")
         wrong = np.zeros(len(patient), bool)
-        wrong[starts] = num_slices[starts] != np.diff(np.append(starts, len(patient)))
-        self._refuse(wrong, "num_slices", "the patient has another number of rows")
+        wrong[starts] = num_slices[order][starts] != np.diff(np.append(starts, len(patient)))
+        refuse(wrong, "num_slices", "the patient has another number of rows")
 
     def check_spans(self) -> None:
         """Members no larger than they can be, one behind the other, which fill their shard."""

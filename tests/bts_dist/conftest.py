@@ -11,7 +11,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this fi
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.runtime import LocalRuntime
-from shards.config import HoldoutSplit, NoSplit, PackConfig, PhantomConfig, StoreConfig
+from shards.config import (
+    HoldoutSplit,
+    NoSplit,
+    PackConfig,
+    PhantomConfig,
+    SliceSplit,
+    SplitConfig,
+    StoreConfig,
+)
 from shards.pack import pack, process_map
 from shards.phantom import generate
 from shards.store import LocalStore
@@ -20,7 +28,7 @@ from shards.verify import verify_source
 PATIENTS = PhantomConfig(patients=10, size=32, min_slices=4, max_slices=6, seed=4)
 
 
-def pack_phantom(folder: Path, phantom: PhantomConfig, split: HoldoutSplit | NoSplit, study: str) -> Path:
+def pack_phantom(folder: Path, phantom: PhantomConfig, split: SplitConfig, study: str) -> Path:
     """Generate and pack a phantom data set whose patients bear the name of a study; the folder of its shards."""
     source, shards = folder / "source", folder / "shards"
     generate(phantom, source, workers=1)
@@ -29,7 +37,7 @@ def pack_phantom(folder: Path, phantom: PhantomConfig, split: HoldoutSplit | NoS
     return pack_source(source, shards, split)
 
 
-def pack_source(source: Path, shards: Path, split: HoldoutSplit | NoSplit) -> Path:
+def pack_source(source: Path, shards: Path, split: SplitConfig) -> Path:
     pack(
         verify_source(str(source), StoreConfig(), 1),
         str(shards),
@@ -53,6 +61,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everyone(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same ten patients, all of them to test."""
     return pack_source(packed.parent / "source", tmp_path_factory.mktemp("everyone") / "shards", NoSplit())
+
+
+@pytest.fixture(scope="session")
+def by_slice(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same ten patients, their slices in training, validation and test at random."""
+    split = SliceSplit(train=0.6, val=0.2, test=0.2)
+    return pack_source(packed.parent / "source", tmp_path_factory.mktemp("by-slice") / "shards", split)
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,15 @@ def test_scores_of_this_checkpoint_are_shown_with_their_spread(facts: CardFacts,
     assert "scored on no other data set" not in card
 
 
+def test_scores_of_patients_seen_in_training_are_no_result(facts: CardFacts, run: LocalStore) -> None:
+    own = put_score(run, "score", f"{NAME} (epoch 2)", facts.model.progress.data_id)
+    run.put("score/score.json", json.dumps(own | {"leak": "seen: not a result"}).encode())
+    card = model_card(facts)
+    assert "### Not a result: slices of patients seen in training" in card
+    assert "**Leak**: seen: not a result." in card
+    assert "Held-out test patients of the same" not in card
+
+
 def test_scores_of_another_checkpoint_are_not_shown(facts: CardFacts, run: LocalStore) -> None:
     put_score(run, "score", "step-00000008-a1 (epoch 1)", facts.model.progress.data_id)
     assert "have not been scored on held-out patients" in model_card(facts)

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
+from bts_dist.cohort import Cohort, compare, spreads
 from bts_dist.report import RunRecord, write_report
 from shards import picture
 from shards.errors import InputError
@@ -404,6 +405,41 @@ def test_a_page_that_would_be_too_large_says_whom_it_leaves_out(run, tmp_path, m
     html = written(replace(run, slices=[slices_of(p["patient"]) for p in run.score["patients"]]), tmp_path)
     assert [each["patient"] for each in viewer_data(html)["patients"]] == ["TCGA_DU_5851", "TCGA_HT_7473"]
     assert "Left out for the size of the page: 1 with the highest Dice" in html
+
+
+def test_a_score_of_patients_seen_in_training_has_a_banner_and_a_title(run, tmp_path):
+    clean = written(run, tmp_path)
+    assert "not a result" not in clean
+    assert 'role="alert"' not in clean
+    leak = "slices of these patients were trained on: not a result (all of them)"
+    page = Page(written(with_score(run, leak=leak), tmp_path))
+    assert page.faults == []
+    assert page.count("p") > 0
+    assert ("p", {"class": "refused", "role": "alert"}) in page.elements
+    assert any(text.startswith("Slices of these patients were trained on: not") for text in page.text("p"))
+    assert page.text("title")[0].startswith("LEAK, not a result: ")
+    assert not any(text.endswith("reached") for text in page.text("div"))
+    assert sum("not judged" in text for text in page.text("div")) == 2
+
+
+def test_what_differs_from_the_training_patients_is_shown(run, tmp_path):
+    title = "What differs from the training patients"
+    assert title not in written(run, tmp_path)
+    one, other = (
+        Cohort(3, side, side, {site: 3}, spreads([{"slices": n * factor} for n in (20.0, 22.0, 24.0)]))
+        for side, site, factor in ((256, "CS", 1), (240, "<X>", 4))
+    )
+    page = Page(written(with_score(run, differs=compare(one, other)), tmp_path))
+    assert page.faults == []
+    assert title in page.text("h2")
+    assert {"Slices per patient", "Institutions", "Pixels of a slice"} <= set(page.text("th"))
+    cells = page.text("td")
+    assert {"240 × 240", "88.0 ± 6.53", "3 patients from unseen ones", "<X> 3"} <= set(cells)
+    assert cells.count("large") == 3
+    unknown = Page(written(with_score(run, differs=compare(None, other)), tmp_path))
+    assert unknown.faults == []
+    assert any("does not say what its training patients were like" in text for text in unknown.text("p"))
+    assert "large" not in unknown.text("td")
 
 
 def test_subgroups_calibration_and_thresholds_are_shown_where_known(run, tmp_path):

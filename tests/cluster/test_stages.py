@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bts_dist.cohort import Cohort, compare
 from bts_dist.config import ScoreConfig
 from bts_dist.evaluation import evaluate, result
 from cluster import console
@@ -52,3 +53,26 @@ def test_a_region_without_voxels_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
     shown = scored(1.0)
     shown["calibration"] = {"all": None, "near": None}
     assert "Calibration" not in printed(monkeypatch, shown)
+
+
+def test_a_score_of_patients_seen_in_training_says_that_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "LEAK" not in printed(monkeypatch, scored(1.0))
+    text = printed(
+        monkeypatch, scored(1.0) | {"leak": "slices of these patients were trained on: not a result"}
+    )
+    assert "LEAK  slices of these patients were trained on: not a result" in text
+    assert "Test slices of patients seen in training, step-8 (epoch 1)" in text
+    assert "Held-out" not in text
+
+
+def test_what_differs_from_the_training_patients_stands_beside_the_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = (Cohort(2, 8, 8, {site: 2}, {}) for site in ("CS", "XX"))
+    text = printed(monkeypatch, scored(1.0) | {"differs": compare(here, there)})
+    assert "What differs from the training patients" in text
+    assert re.search(r"│ institutions +│ CS 2 +│ XX 2 +│ 2 patients from unseen ones │ large +│", text)
+    assert "Rule: large: the means over patients are more than 0.5 standard deviations apart" in text
+    text = printed(monkeypatch, scored(1.0) | {"differs": compare(None, there)})
+    assert re.search(r"│ institutions +│ unknown +│ XX 2 +│ –", text)
+    assert "Not compared: this checkpoint does not say" in text

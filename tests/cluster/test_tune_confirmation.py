@@ -130,9 +130,18 @@ def test_a_search_is_confirmed_once(config: Config, capsys: pytest.CaptureFixtur
 def test_without_test_patients_there_is_no_confirmation(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    untested = SimpleNamespace(patients={"train": ["a"], "val": ["b"], "test": []})
+    untested = SimpleNamespace(patients={"train": ["a"], "val": ["b"], "test": []}, splits_patients=False)
     monkeypatch.setattr(search_stage, "load_manifest", lambda store: untested)
     with pytest.raises(InputError, match=r"no test patients to confirm .*tune\.confirm=0"):
+        search_stage.tune(with_overrides(config, {"tune.confirm": 2}))
+
+
+def test_slices_of_patients_seen_in_training_confirm_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = SimpleNamespace(patients={"train": ["a"], "val": ["a"], "test": ["a"]}, splits_patients=True)
+    monkeypatch.setattr(search_stage, "load_manifest", lambda store: split)
+    with pytest.raises(InputError, match=r"split by slice, .* confirm nothing; .*tune\.confirm=0"):
         search_stage.tune(with_overrides(config, {"tune.confirm": 2}))
 
 

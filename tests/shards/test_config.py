@@ -8,12 +8,13 @@ from shards.config import (
     PackConfig,
     PhantomConfig,
     Section,
+    SliceSplit,
     SplitConfig,
     StoreConfig,
 )
 
-SECTIONS = (DataConfig, HoldoutSplit, NoSplit, PackConfig, StoreConfig, PhantomConfig)
-SPLIT: TypeAdapter[HoldoutSplit | NoSplit] = TypeAdapter(SplitConfig)
+SECTIONS = (DataConfig, HoldoutSplit, SliceSplit, NoSplit, PackConfig, StoreConfig, PhantomConfig)
+SPLIT: TypeAdapter[HoldoutSplit | SliceSplit | NoSplit] = TypeAdapter(SplitConfig)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -36,6 +37,8 @@ def test_fields_are_documented(section: type[BaseModel]) -> None:
     [
         (HoldoutSplit, {"train": 0.7}, r"add up to 1|is 0\.9"),
         (HoldoutSplit, {"train": 1.0}, "less than 1"),
+        (SliceSplit, {"val": 0.2}, r"add up to 1|is 1\.1"),
+        (SliceSplit, {"fold": 0}, "Extra inputs"),
         (HoldoutSplit, {"fold": 5}, "folds are numbered 0 to 4"),
         (HoldoutSplit, {"fold": -1}, "greater than or equal to 0"),
         (HoldoutSplit, {"folds": 2}, "greater than or equal to 3"),
@@ -66,5 +69,5 @@ def test_the_kind_of_split_chooses_its_fields() -> None:
     assert SPLIT.validate_python({"kind": "patient", "seed": 3}) == HoldoutSplit(seed=3)
     with pytest.raises(ValidationError, match="Extra inputs"):
         SPLIT.validate_python({"kind": "none", "seed": 3})
-    with pytest.raises(ValidationError, match="'patient', 'none'"):
+    with pytest.raises(ValidationError, match="'patient', 'slice', 'none'"):
         SPLIT.validate_python({"kind": "random"})

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from packed_set import PackedSet, sealed
 
+from shards.config import SliceSplit
 from shards.errors import InputError
 from shards.manifest import (
     INDEX_SCHEMA,
@@ -334,3 +335,18 @@ def test_text_that_is_not_utf8_is_refused(packed: Path, manifest: Manifest, tmp_
     pq.write_table(table.set_column(4, "institution", odd), out)
     with pytest.raises(InputError, match=r"index\.parquet is no readable Parquet file \(.*UTF-?8"):
         load_as_index(out.getvalue(), manifest, tmp_path)
+
+
+def test_a_patient_may_be_in_several_splits_where_slices_are_split_and_once_in_each(
+    packed: Path, tmp_path: Path
+) -> None:
+    fields = PackedSet.read(packed).manifest()
+    fields["provenance"]["split"] = SliceSplit().model_dump(mode="json")
+    fields["patients"]["val"] = fields["patients"]["test"]
+    store = open_store(str(tmp_path))
+    store.put("manifest.json", sealed(fields))
+    assert load_manifest(store).splits_patients
+    fields["patients"]["val"] = fields["patients"]["test"] * 2
+    store.put("manifest.json", sealed(fields))
+    with pytest.raises(InputError, match=r"patient PHANTOM_.* is listed 2 times"):
+        load_manifest(store)

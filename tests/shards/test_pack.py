@@ -19,7 +19,7 @@ from PIL import Image
 
 from shards import pack as packing
 from shards.check import check_packed
-from shards.config import HoldoutSplit, NoSplit, StoreConfig
+from shards.config import HoldoutSplit, NoSplit, SliceSplit, StoreConfig
 from shards.errors import InputError
 from shards.manifest import Manifest, load_manifest
 from shards.reader import PackedData
@@ -81,6 +81,33 @@ def test_a_finished_data_set_is_manifest_index_and_shards(packed: Path) -> None:
         assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest.provenance.pack.samples_per_shard == 5
     assert manifest.provenance.split == HoldoutSplit()
+
+
+def test_slices_that_are_split_are_whole_samples_of_the_same_patients(
+    pack_to: PackTo, packed: Path, tmp_path: Path
+) -> None:
+    split = SliceSplit(train=0.5, val=0.25, test=0.25)
+    pack_to(tmp_path / "data", split=split)
+    pack_to(tmp_path / "again", split=split, workers=2)
+    assert digests(tmp_path / "data") == digests(tmp_path / "again")
+    manifest = check_packed(str(tmp_path / "data"), StoreConfig())
+    assert manifest.splits_patients
+    assert manifest.provenance.split == split
+    assert set(manifest.patients["train"]) & set(manifest.patients["test"])
+    by_patient, by_slice = samples_of(packed), samples_of(tmp_path / "data")
+    assert by_slice == by_patient
+    assert not load_manifest(open_store(str(packed))).splits_patients
+
+
+def samples_of(folder: Path) -> dict[str, tuple[bytes, bytes]]:
+    """Pixels of every sample of a data set by key, whatever its split."""
+    data = PackedData(str(folder))
+    found = {}
+    for reader in (data.training("train"), data.training("val"), data.test()):
+        for sample, key in enumerate(reader.index.key):
+            image, mask = reader.read(sample)
+            found[key] = image.tobytes(), mask.tobytes()
+    return found
 
 
 def test_a_sample_tells_of_its_patient_and_volume(packed: Path, report: SourceReport) -> None:
@@ -200,6 +227,7 @@ OTHERS = [
     {"samples_per_shard": 6},
     {"split": HoldoutSplit(seed=1)},
     {"split": NoSplit()},
+    {"split": SliceSplit()},
 ]
 
 

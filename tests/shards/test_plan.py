@@ -1,15 +1,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.config import HoldoutSplit, NoSplit
+from shards.config import HoldoutSplit, NoSplit, SliceSplit
 from shards.errors import InputError
-from shards.plan import Split, assign_splits, plan_shards
+from shards.plan import Split, assign_slices, assign_splits, divide, plan_shards
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,12 @@ def test_every_slice_is_in_one_shard_and_shards_are_full_but_for_the_last(
     patients: list[Patient], split: HoldoutSplit, samples_per_shard: int, seed: int
 ) -> None:
     splits = assign_splits(patients, split)
-    plans = plan_shards(patients, splits, samples_per_shard, seed)
+    plans = plan_shards(divide(patients, split), samples_per_shard, seed)
     slices = [
         (segment.patient, position)
         for plan in plans
         for segment in plan.segments
-        for position in range(segment.start, segment.stop)
+        for position in segment.positions
     ]
     assert sorted(slices) == sorted((p.patient, n) for p in patients for n in range(p.num_slices))
     for name in ("train", "val", "test"):
@@ -165,9 +166,66 @@ def patients_of(plans: Sequence[object], split: Split) -> list[str]:
 
 def test_training_patients_are_shuffled_by_the_seed_and_the_others_stay_in_order() -> None:
     patients = cohort(HOSPITALS)
-    splits = assign_splits(patients, HoldoutSplit())
-    one, other = (plan_shards(patients, splits, 256, seed) for seed in (0, 1))
+    places = divide(patients, HoldoutSplit())
+    one, other = (plan_shards(places, 256, seed) for seed in (0, 1))
     assert patients_of(one, "train") != sorted(patients_of(one, "train"))
     assert patients_of(one, "train") != patients_of(other, "train")
     assert patients_of(one, "test") == sorted(patients_of(one, "test"))
     assert patients_of(one, "val") == patients_of(other, "val")
+
+
+@given(PATIENTS, st.integers(0, 2**32), st.integers(1, 40))
+def test_a_split_by_slice_puts_each_slice_into_one_shard_of_its_split(
+    patients: list[Patient], seed: int, samples_per_shard: int
+) -> None:
+    split = SliceSplit(seed=seed)
+    slices = assign_slices(patients, split)
+    plans = plan_shards(divide(patients, split), samples_per_shard, seed)
+    packed = Counter(
+        (segment.patient, position, plan.split)
+        for plan in plans
+        for segment in plan.segments
+        for position in segment.positions
+    )
+    assert packed == Counter((p, at, own) for p, names in slices.items() for at, own in enumerate(names))
+    for plan in plans:
+        assert all(list(s.positions) == sorted(s.positions) for s in plan.segments)
+    for name in ("train", "val", "test"):
+        sizes = [plan.num_samples for plan in plans if plan.split == name]
+        assert all(size == samples_per_shard for size in sizes[:-1])
+        assert 1 <= sizes[-1] <= samples_per_shard
+
+
+def test_a_split_by_slice_has_its_shares_and_divides_patients() -> None:
+    patients = cohort(HOSPITALS)
+    slices = assign_slices(patients, SliceSplit())
+    total = sum(p.num_slices for p in patients)
+    counts = Counter(name for names in slices.values() for name in names)
+    for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        assert abs(counts[name] - share * total) < 1  # type: ignore[index]
+    assert sum(len(set(names)) == 3 for names in slices.values()) > len(patients) / 2
+    # Neighbours are as far apart as any two: none of the pairs of a patient is more alike than chance.
+    pairs = [(a == b) for names in slices.values() for a, b in pairwise(names)]
+    assert np.mean(pairs) == pytest.approx(0.8**2 + 0.1**2 + 0.1**2, abs=0.02)
+
+
+def test_a_split_by_slice_depends_on_the_seed_and_not_on_the_order_of_patients() -> None:
+    patients = cohort(HOSPITALS)
+    assert assign_slices(patients[::-1], SliceSplit()) == assign_slices(patients, SliceSplit())
+    assert assign_slices(patients, SliceSplit(seed=1)) != assign_slices(patients, SliceSplit())
+
+
+def test_a_split_by_slice_is_the_same_on_every_platform() -> None:
+    slices = assign_slices([Patient("p", "A", (0,) * 5), Patient("q", "A", (0,) * 5)], SliceSplit(seed=3))
+    assert {n: [at for at, own in enumerate(o) if own != "train"] for n, o in slices.items()} == {
+        "p": [0, 4],
+        "q": [],
+    }
+
+
+def test_too_few_slices_are_an_error() -> None:
+    with pytest.raises(InputError, match="2 slices cannot be split into 3 groups"):
+        divide([Patient("p", "A", (1, 2))], SliceSplit())
+    assert [
+        len(divide([Patient("p", "A", (1, 2, 3))], SliceSplit())[s]["p"]) for s in ("train", "val", "test")
+    ] == [1] * 3

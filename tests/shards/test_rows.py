@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shards.config import HoldoutSplit, PackConfig
+from shards.config import HoldoutSplit, PackConfig, SliceSplit
 from shards.errors import InputError
 from shards.manifest import Manifest, Provenance, ShardRecord
 from shards.rows import INDEX_SCHEMA, check_rows
@@ -231,3 +231,67 @@ def test_no_column_can_be_changed_at_random(column: str) -> None:
     for _ in range(20):
         number = int(random.choice([n for n, row in enumerate(ROWS) if row["num_slices"] > 1]))
         fault_of(changed(number, **{column: values[INDEX_SCHEMA.field(column).type]()}))
+
+
+SPLIT_ROWS = [
+    row("p_a", 1, 5, "train", TRAIN_0, 0),
+    row("p_a", 4, 5, "train", TRAIN_0, 1),
+    row("p_b", 0, 2, "train", TRAIN_1, 0),
+    row("p_a", 2, 5, "val", VAL, 0),
+    row("p_a", 3, 5, "test", TEST, 0),
+    row("p_a", 5, 5, "test", TEST, 1),
+    row("p_b", 1, 2, "test", TEST, 2),
+]
+SPLIT_MANIFEST = MANIFEST.model_copy(
+    update={
+        "patients": {"train": ["p_a", "p_b"], "val": ["p_a"], "test": ["p_a", "p_b"]},
+        "shards": [
+            ShardRecord(name=name, split=split, samples=n, bytes=n * SAMPLE_BYTES + 1024, sha256="0" * 64)  # type: ignore[arg-type]
+            for name, split, n in (
+                (TRAIN_0, "train", 2),
+                (TRAIN_1, "train", 1),
+                (VAL, "val", 1),
+                (TEST, "test", 3),
+            )
+        ],
+        "provenance": MANIFEST.provenance.model_copy(update={"split": SliceSplit()}),
+    }
+)
+
+
+def split_changed(number: int, **changes: object) -> list[Row]:
+    return [row | changes if n == number else row for n, row in enumerate(SPLIT_ROWS)]
+
+
+def test_where_slices_are_split_a_patient_is_whole_over_all_splits() -> None:
+    check_rows(pa.Table.from_pylist(SPLIT_ROWS, schema=INDEX_SCHEMA), SPLIT_MANIFEST, "s/index.parquet")
+    # The very same rows are refused under any other split.
+    by_patient = SPLIT_MANIFEST.model_copy(update={"provenance": MANIFEST.provenance})
+    assert "patient is p_a, whose rows ended further up" in fault_of(SPLIT_ROWS, by_patient)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "said"),
+    [
+        (3, {"patient": "p_b", "key": "p_b_0002"}, "none of this split's patients in the manifest"),
+        (1, {"slice": 1, "key": "p_a_0001"}, "slice is 1, not after the row before it"),
+        (5, {"slice": 6, "key": "p_a_0006"}, "slice is 6, not the next after the row before it"),
+        (3, {"slice": 4, "key": "p_a_0004"}, "not the next after the row before it"),
+        (6, {"num_slices": 3}, "num_slices is 3, another than in the patient's row before it"),
+        (4, {"mean_1": 9.0}, "p_a_0004: mean_1 is 51.0, another than in the patient's row before it"),
+        (3, {"institution": "BK"}, "institution is BK, another than in the patient's row before it"),
+    ],
+)
+def test_where_slices_are_split_rows_agree_across_splits(
+    number: int, changes: dict[str, object], said: str
+) -> None:
+    assert said in fault_of(split_changed(number, **changes), SPLIT_MANIFEST)
+
+
+def test_where_slices_are_split_none_may_be_lacking() -> None:
+    less = [own | {"num_slices": 6} if own["patient"] == "p_a" else own for own in SPLIT_ROWS]
+    assert "num_slices is 6, the patient has another number of rows" in fault_of(less, SPLIT_MANIFEST)
+    patients = SPLIT_MANIFEST.patients | {"val": ["p_a", "p_b"]}
+    assert "has no sample of p_b, a val patient" in fault_of(
+        SPLIT_ROWS, SPLIT_MANIFEST.model_copy(update={"patients": patients})
+    )
