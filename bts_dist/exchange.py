@@ -2,15 +2,18 @@
 
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
 _FLOATS = 4 << 20
 """16 MiB in float32: the gradients of four million parameters."""
 _WARM_UP = 3
+_MEETING = timedelta(seconds=30)
+"""How long the ranks wait for each other."""
 
 
 def measure_all_reduce(ranks: int, seconds: float = 1.0) -> float:
@@ -24,7 +27,10 @@ def measure_all_reduce(ranks: int, seconds: float = 1.0) -> float:
         RuntimeError: a process failed, or the ranks did not find each other.
     """
     with tempfile.TemporaryDirectory(prefix="bts-exchange-") as scratch:
-        spawn(_measure, (ranks, seconds, scratch), nprocs=ranks)  # type: ignore[no-untyped-call]
+        try:
+            spawn(_measure, (ranks, seconds, scratch), nprocs=ranks)  # type: ignore[no-untyped-call]
+        except ProcessException as error:
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from error
         return float(Path(scratch, "speed").read_text())
 
 
@@ -33,7 +39,11 @@ def _measure(rank: int, ranks: int, seconds: float, scratch: str) -> None:
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     torch.set_num_threads(1)
     dist.init_process_group(
-        "nccl" if cuda else "gloo", init_method=f"file://{scratch}/meeting", rank=rank, world_size=ranks
+        "nccl" if cuda else "gloo",
+        init_method=f"file://{scratch}/meeting",
+        rank=rank,
+        world_size=ranks,
+        timeout=_MEETING,
     )
     try:
         tensor = torch.zeros(_FLOATS, device=device)

@@ -76,7 +76,11 @@ def test_a_gpu_that_was_measured_is_not_scaled() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[", "is no YAML"), ("date: 2020", "currency"), ("instances: []", "instances")],
+    [
+        ("[", "is no YAML"),
+        ("date: 2020", "currency"),
+        (PRICES.read_text(encoding="utf-8").partition("instances:")[0] + "instances: []", "instances"),
+    ],
 )
 def test_a_price_list_that_is_none(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "prices.yaml"
