@@ -216,6 +216,7 @@ def start(config: Config, setting: Setting, repeats: int, scratch: Path) -> Meas
     )
     environ = os.environ | {
         "WORLD_SIZE": f"{setting.ranks}",
+        "LOCAL_WORLD_SIZE": f"{setting.ranks}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
     }

@@ -155,7 +155,7 @@ class TrainConfig(Section):
     overflows is skipped."""
     channels_last: bool = True
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one worker; null is its share of the machine."""
+    """CPU threads of one worker; null is its share of its node's CPUs."""
     early_stop: int | None = Field(default=None, ge=1)
     """Stop after this many epochs without a better ``val/dice/patient``; null trains all epochs."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
@@ -260,7 +260,13 @@ class ClusterConfig(Section):
     """How many, or ``[fewest, most]``: as many as the cluster has room for, fewer when a node is lost and more when
     one is added.  The global batch stays the same."""
     cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """null is one where the cluster has, or can start, GPUs enough for (the fewest of) ``workers`` and torch is built
+    for them, and none elsewhere.  0 trains on CPUs; below 1 several workers share a GPU.  Workers with a GPU each speak
+    NCCL, others gloo."""
+    placement: Literal["pack", "spread"] = "pack"
+    """``pack`` puts workers on as few nodes as have room, where gradients travel fastest; ``spread`` on as many, so
+    that a lost node costs fewer of them.  Neither is waited for."""
     max_failures: int = Field(default=3, ge=0)
     """Failures survived by resuming from the newest good checkpoint.  Nodes that are taken away with notice do not
     count."""

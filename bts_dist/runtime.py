@@ -17,6 +17,8 @@ from shards.errors import InputError
 
 Metrics = Mapping[str, float | int]
 
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
 
 class Runtime(Protocol):
     """One worker's view of a training job."""
@@ -27,6 +29,11 @@ class Runtime(Protocol):
     def world_size(self) -> int: ...
     @property
     def local_rank(self) -> int: ...
+    @property
+    def local_world_size(self) -> int:
+        """Workers of this job on this worker's node."""
+        ...
+
     @property
     def device(self) -> torch.device: ...
 
@@ -46,6 +53,7 @@ class LocalRuntime:
     world_size: int
     local_rank: int
     device: torch.device
+    local_world_size: int = 1
 
     def report(self, metrics: Metrics) -> None:
         """Nobody to tell: the run's record has it."""
@@ -61,21 +69,27 @@ def local_runtime() -> LocalRuntime:
 
 @contextmanager
 def torchrun_runtime() -> Iterator[LocalRuntime]:
-    """A runtime under torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE.
+    """A runtime under torchrun, which sets RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE.
 
     Raises:
-        InputError: they are not set.
+        InputError: they are not set, or this node has fewer GPUs than processes.
     """
-    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
+    missing = [name for name in _TORCHRUN if name not in os.environ]
     if missing:
         raise InputError(
             f"cluster.runtime is torchrun but {missing[0]} is not set; start it as "
             "`torchrun --nproc-per-node=2 --no-python bts train …`, or use cluster.runtime=ray or local"
         )
-    device = pick_device(int(os.environ["LOCAL_RANK"]))
+    local_rank, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = pick_device(local_rank)
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise InputError(
+            f"{here} processes and {torch.cuda.device_count()} GPUs on this node, and NCCL wants one for each; lower "
+            "--nproc-per-node, or train on CPUs with CUDA_VISIBLE_DEVICES= in the environment"
+        )
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield LocalRuntime(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device)
+        yield LocalRuntime(dist.get_rank(), dist.get_world_size(), local_rank, device, here)
     finally:
         # No barrier first: after one rank's error it would hang the healthy ones.
         dist.destroy_process_group()

@@ -35,6 +35,7 @@ from bts_dist.step import Trainer, train_step
 from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
 from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
+from shards.cpus import available_cpus
 from shards.errors import InputError
 from shards.order import Ids, check_batch
 from shards.reader import PackedData, TrainingSplit
@@ -297,7 +298,7 @@ def _set_up(config: Config, runtime: Runtime) -> None:
         # A CPU's kernels divide their sums by the number of threads.
         torch.set_num_threads(config.train.threads or 1)
     elif runtime.world_size > 1 and runtime.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // runtime.world_size))
+        torch.set_num_threads(max(1, available_cpus() // runtime.local_world_size))
 
 
 def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path, saver: Saver) -> Tracker:

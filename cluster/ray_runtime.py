@@ -11,6 +11,7 @@ import ray.train
 import torch
 
 from bts_dist.runtime import Metrics, pick_device
+from shards.errors import InputError
 
 UNKNOWN_DEADLINE_S = 30.0
 """What is assumed of a notice without a deadline: the shortest that a cloud gives."""
@@ -32,6 +33,10 @@ class RayRuntime:
     def local_rank(self) -> int:
         return int(ray.train.get_context().get_local_rank())
 
+    @property
+    def local_world_size(self) -> int:
+        return int(ray.train.get_context().get_local_world_size())
+
     def report(self, metrics: Metrics) -> None:
         # Tune gets rank 0's metrics; they are the same on every rank.  A barrier over all ranks.
         ray.train.report(dict(metrics))
@@ -46,5 +51,17 @@ class RayRuntime:
 
 
 def ray_runtime() -> RayRuntime:
-    """The runtime of the Train worker this is called in."""
+    """The runtime of the Train worker this is called in.
+
+    Raises:
+        InputError: Ray gave it a GPU that torch cannot use.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        # The node may have GPUs all the same, which were not asked for.
+        return RayRuntime(torch.device("cpu"))
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"Ray counts a GPU on {ray.util.get_node_ip_address()} that torch {torch.__version__} cannot use; install "
+            "its driver and a CUDA build of torch there, or set cluster.gpus_per_worker=0"
+        )
     return RayRuntime(pick_device(int(ray.train.get_context().get_local_rank())))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from bts_dist.config import ClusterConfig
+from cluster.nodes import read_room
+from cluster.placement import Placement, place
+from shards.cpus import available_cpus
 from shards.errors import InputError
-
-NODE_GROUP = "ray.io/node-group"
-"""Ray's label of a node that names its group."""
 
 
 @contextmanager
@@ -39,38 +40,20 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(config: ClusterConfig) -> None:
-    """Refuse at once what Ray would wait for without end.
+def check_resources(config: ClusterConfig) -> Placement:
+    """What each worker gets; refused at once is what Ray would wait for without end.
 
     A cluster of groups may grow, and the start then waits for ``cluster.wait_minutes``.
 
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs than the workers need, and does not grow.
+        InputError: the cluster cannot hold the workers, now or ever, as ``placement.place`` says.
     """
-    if _has_groups():
-        return
-    total = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        have, want = total.get(name, 0.0), each * config.fewest
-        if want > have:
-            raise InputError(
-                f"{config.fewest} workers with {each:g} {name} each need {want:g} {name}, the cluster has "
-                f"{have:g}; lower cluster.workers or cluster.{name.lower()}s_per_worker"
-            )
+    return place(config, read_room(), cuda=torch.version.cuda is not None)
 
 
 def max_concurrent(config: ClusterConfig) -> int:
-    """How many trainings of this size fit on the cluster side by side."""
-    total = ray.cluster_resources()
-    fits = [total.get("CPU", 0.0) / (config.cpus_per_worker * config.fewest)]
-    if config.gpus_per_worker > 0:
-        fits.append(total.get("GPU", 0.0) / (config.gpus_per_worker * config.fewest))
-    return max(1, int(min(fits)))
-
-
-def _has_groups() -> bool:
-    """Whether nodes may be added: `ray up` and KubeRay put each into a group, of which there can be more."""
-    return any(NODE_GROUP in node.get("Labels", {}) for node in ray.nodes())
+    """How many trainings of this size fit on the living nodes side by side; at least one."""
+    return max(1, check_resources(config).now // config.fewest)
 
 
 def _connect(config: ClusterConfig) -> None:
@@ -80,7 +63,7 @@ def _connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
-        cpus = max(os.cpu_count() or 1, math.ceil(config.most * config.cpus_per_worker))
+        cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")
         ray.init(

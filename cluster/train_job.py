@@ -23,7 +23,7 @@ from bts_dist.train import check_fit, train
 from cluster.failures import FailureRecord, cause
 from cluster.fatal import EndAtOnce, fatal_error
 from cluster.ray_runtime import ray_runtime
-from cluster.resources import ray_cluster
+from cluster.resources import check_resources, ray_cluster
 
 
 def run_training(config: Config, note: Note = lambda _: None) -> Progress:
@@ -55,6 +55,8 @@ def run_training(config: Config, note: Note = lambda _: None) -> Progress:
         case "ray":
             with own(run, note) as owner:
                 with ray_cluster(config.cluster):
+                    for line in check_resources(config.cluster).notes:
+                        note(line)
                     fit_on_ray(config, owner)
                 return final_progress(config)
 
@@ -62,9 +64,7 @@ def run_training(config: Config, note: Note = lambda _: None) -> Progress:
 def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallback] = ()) -> None:
     """Run ``train_worker`` on the cluster's workers under DDP, for the run's owner."""
     cluster = config.cluster
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker > 0:
-        resources["GPU"] = cluster.gpus_per_worker
+    placement = check_resources(cluster)
     # Ray hands it on to the controller; left alone, it gives a silent worker ten minutes.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(cluster.frozen_s)
     # Where fewer will do, it is not waited long for a node that may just have been lost.
@@ -75,11 +75,16 @@ def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallba
             train_worker,
             train_loop_config={"config": absolute(config).model_dump_json(), "owner": owner},
             # What waits for another rank may wait for that rank's reading of a slow store.
-            torch_config=TorchConfig(timeout_s=math.ceil(config.store.deadline_s) + 60),
+            torch_config=TorchConfig(
+                # NCCL wants a GPU for each rank; gloo takes tensors of a shared one as well.
+                backend="nccl" if placement.gpus >= 1 else "gloo",
+                timeout_s=math.ceil(config.store.deadline_s) + 60,
+            ),
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
-                use_gpu=cluster.gpus_per_worker > 0,
-                resources_per_worker=resources,
+                use_gpu=placement.gpus > 0,
+                resources_per_worker=dict(placement.worker),
+                placement_strategy=cluster.placement.upper(),
                 elastic_resize_monitor_interval_s=cluster.resize_s,
             ),
             run_config=RunConfig(

@@ -16,7 +16,9 @@ from shards.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
+PRICES = ROOT / "configs" / "prices.yaml"
+"""What machines cost: no config, but ``bts estimate`` reads it."""
+PRESETS = sorted({*(ROOT / "configs").glob("*.yaml")} - {PRICES})
 CLUSTERS = sorted(ROOT.glob("ray_cluster*.yaml"))
 
 OUTPUTS = "runs/"

@@ -20,7 +20,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 MAX_LINES = 400
 
 KNOBS = {"--config", "-c", "--set", "-s"}
-PLACES = {"--model", "--packed", "--out", "--scores"}
+PLACES = {"--model", "--packed", "--out", "--scores", "--prices"}
 POSITIONAL = {"export": ["model", "out"], "predict": ["model", "source", "out"]}
 """Places again: what a command takes without an option's name, from where to where."""
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

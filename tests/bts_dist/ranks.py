@@ -150,6 +150,7 @@ def run_ranks(
     environment = {
         **os.environ,
         "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }

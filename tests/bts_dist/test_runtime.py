@@ -7,6 +7,8 @@ import torch.distributed as dist
 from bts_dist.runtime import all_reduce, local_runtime, pick_device, torchrun_runtime
 from shards.errors import InputError
 
+TORCHRUN = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"]
+
 
 def test_one_process_is_the_whole_world() -> None:
     runtime = local_runtime()
@@ -15,9 +17,9 @@ def test_one_process_is_the_whole_world() -> None:
     assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
+@pytest.mark.parametrize("missing", TORCHRUN)
 def test_without_torchrun_its_variables_are_missed(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in TORCHRUN:
         monkeypatch.setenv(name, "0")
     monkeypatch.delenv(missing)
     with pytest.raises(InputError, match=f"torchrun but {missing} is not set"), torchrun_runtime():
@@ -38,3 +40,13 @@ def test_devices_are_dealt_to_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert pick_device(3) == torch.device("cuda", 1)
     assert chosen == [torch.device("cuda", 1)]
+
+
+def test_more_processes_than_gpus_are_refused_before_nccl_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(TORCHRUN, ("1", "1", "2", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with pytest.raises(InputError, match=r"2 processes and 1 GPUs .*--nproc-per-node"), torchrun_runtime():
+        pass

@@ -368,3 +368,17 @@ def test_only_the_first_rank_writes(config: Config, tmp_path: Path, monkeypatch:
     progress = train(with_overrides(config, {"train.epochs": 1}), second, run, run.root)
     assert progress.epoch == 1
     assert run.list() == []
+
+
+@pytest.mark.parametrize(
+    ("world_size", "local_world_size", "threads"), [(8, 2, 6), (2, 2, 6), (8, 1, 12), (32, 16, 1)]
+)
+def test_threads_are_a_share_of_the_workers_own_node(
+    config: Config, monkeypatch: pytest.MonkeyPatch, world_size: int, local_world_size: int, threads: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(module, "available_cpus", lambda: 12)
+    runtime = LocalRuntime(0, world_size, 0, torch.device("cpu"), local_world_size)
+    module._set_up(with_overrides(config, {"train.threads": None}), runtime)
+    assert chosen == [threads]

@@ -22,6 +22,8 @@ def test_more_cpus_than_there_are_is_bad_input() -> None:
 def test_gpus_are_counted_too() -> None:
     with pytest.raises(InputError, match="gpus_per_worker"):
         check_resources(ClusterConfig(workers=1, gpus_per_worker=1000))
+    # Without any, none are used unless they are asked for.
+    assert check_resources(ClusterConfig(workers=1)).gpus == 0
 
 
 def test_trials_side_by_side_are_counted_by_their_workers() -> None:

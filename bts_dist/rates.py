@@ -1,0 +1,138 @@
+"""How many slices a second a config trains on and predicts: what a run recorded, or what is measured here and now."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from bts_dist.checkpoint import Progress, TrainState
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.data import Batch, SampleSource
+from bts_dist.flops import DTYPES, count_flops, measure_peak
+from bts_dist.optim import Ema, make_optimizer
+from bts_dist.predict import autocast
+from bts_dist.runtime import LocalRuntime, pick_device
+from bts_dist.step import Trainer, train_step
+from bts_dist.unet import make_unet
+from shards.reader import PackedData
+
+_SECONDS = 3.0
+"""How long each rate is measured for, after a first step that also compiles and allocates."""
+_BATCH = 32
+"""Most slices in a measured step: a whole global batch may be more than one machine's memory holds."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Speeds of all workers together."""
+
+    train: float
+    """Slices a second, augmentation and everything else of a step included."""
+    predict: float
+    """Slices a second in validation and scoring."""
+    flops: int
+    """Operations to train on a slice."""
+    peak: float
+    """Operations a second of the devices that were measured."""
+    device: str
+    """What was measured: the GPU's name, or the CPU; empty where that was not recorded."""
+    origin: str
+    """Where the rates come from, for people."""
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the peak that training reaches."""
+        return self.train * self.flops / self.peak
+
+
+def recorded_rates(rows: Sequence[Mapping[str, Any]], num_val: int, flops: int, run: str) -> Rates | None:
+    """The rates in the rows of epochs of a run's ``metrics.jsonl``; None when it has none.
+
+    The median epoch counts; the first one, which fills caches, only where it is alone.  A run whose slices took other
+    than ``flops`` operations is scaled by their ratio, and ``origin`` says so.  ``num_val`` are the slices that it
+    validated in an epoch.
+    """
+    if not rows:
+        return None
+    epochs = rows[1:] or rows
+    train = median(row["samples_per_s"] for row in epochs)
+    predict = num_val / median(row["time/val_s"] for row in epochs)
+    own = round(epochs[-1]["flops_per_s"] / epochs[-1]["samples_per_s"])
+    ratio = own / flops
+    origin = f"recorded by {run}, {len(epochs)} epochs"
+    if abs(ratio - 1) > 1e-6:
+        origin += f", scaled by operations a slice (× {ratio:.2f}), not measured"
+    return Rates(train * ratio, predict * ratio, flops, epochs[-1]["peak_flops_per_s"], "", origin)
+
+
+def measured_rates(config: Config, data: PackedData) -> Rates:
+    """Real steps and predictions of the config's model and size on random slices, in this process on one device.
+
+    Reading and decoding, exchange between workers and the metrics of validation are no part of it: a run is slower.
+    """
+    device = pick_device(0)
+    source = SampleSource(data.training("train"), with_overrides(config, {"data.cache": "none"}).data)
+    try:
+        torch.manual_seed(config.train.seed)
+        model: nn.Module = make_unet(config.model, device, channels_last=config.train.channels_last).train()
+        ema = Ema(model, config.optim.ema) if config.optim.ema is not None else None
+        scaler = torch.amp.GradScaler(device.type) if config.train.precision == "fp16" else None
+        state = TrainState(model, make_optimizer(config.optim, model), ema, Progress(), scaler)
+        trainer = Trainer(config, LocalRuntime(0, 1, 0, device), model, state, source, source, 1)
+        batch = _random_batch(
+            config, source, min(_BATCH, -(-config.train.global_batch // config.cluster.most))
+        )
+        image, _ = batch.to(device)
+        train = _rate(lambda: train_step(trainer, batch, 0, len(batch)), len(batch), device)
+        predict = _rate(lambda: _predict(config, model.eval(), image), len(batch), device)
+    finally:
+        source.close()
+    peak = measure_peak(device, DTYPES[config.train.precision], torch.get_num_threads())
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    size = f"{len(batch)} random slices of {source.sides[0]} × {source.sides[1]}"
+    origin = f"measured here and now on {name}, in steps of {size}"
+    return Rates(train, predict, count_flops(config.model, source.sides), peak, name, origin)
+
+
+def _random_batch(config: Config, source: SampleSource, size: int) -> Batch:
+    height, width = source.sides
+    index = source.reader.index
+    ids = torch.arange(size).numpy() % len(index)
+    generator = torch.Generator().manual_seed(config.train.seed)
+    image = torch.randint(256, (size, height, width, 3), generator=generator, dtype=torch.uint8)
+    mask = torch.randint(2, (size, height, width), generator=generator, dtype=torch.uint8)
+    return Batch(ids, image, mask, torch.from_numpy(index.mean[ids]), torch.from_numpy(index.std[ids]))
+
+
+@torch.inference_mode()
+def _predict(config: Config, model: nn.Module, image_BCHW: torch.Tensor) -> None:
+    """What prediction of a batch costs on the device; the result is of no use."""
+    for x_BCHW in [image_BCHW, image_BCHW.flip(-1)][: 2 if config.score.mirror else 1]:
+        with autocast(x_BCHW.device, config.train.precision):
+            model(x_BCHW)
+
+
+def _rate(work: Callable[[], object], slices: int, device: torch.device) -> float:
+    """Slices a second of work that is repeated for some seconds, and at least twice."""
+    work()
+    _wait(device)
+    began, times = time.perf_counter(), 0
+    while times < 2 or time.perf_counter() - began < _SECONDS:
+        work()
+        _wait(device)
+        times += 1
+    return slices * times / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

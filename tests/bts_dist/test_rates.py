@@ -1,0 +1,51 @@
+"""Rates from a run's record, and from real steps."""
+
+import pytest
+
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.rates import measured_rates, recorded_rates
+from shards.reader import PackedData
+
+
+def row(samples_per_s: float, val_s: float) -> dict[str, float]:
+    return {
+        "samples_per_s": samples_per_s,
+        "time/val_s": val_s,
+        "flops_per_s": samples_per_s * 1000,
+        "peak_flops_per_s": 1e6,
+    }
+
+
+def test_the_median_epoch_counts_and_the_first_does_not() -> None:
+    rows = [row(1, 50), row(10, 2), row(30, 4), row(20, 8)]
+    rates = recorded_rates(rows, 40, 1000, "runs/a")
+    assert rates is not None
+    assert (rates.train, rates.predict) == (20, 10)
+    assert rates.utilisation == pytest.approx(0.02)
+    assert rates.origin == "recorded by runs/a, 3 epochs"
+
+
+def test_a_lone_epoch_counts_and_none_gives_none() -> None:
+    rates = recorded_rates([row(5, 2)], 40, 1000, "runs/a")
+    assert rates is not None
+    assert rates.train == 5
+    assert recorded_rates([], 40, 1000, "runs/a") is None
+
+
+def test_a_model_of_half_the_cost_runs_twice_as_fast_and_is_said_to_be_scaled() -> None:
+    rates = recorded_rates([row(5, 2)], 40, 500, "runs/a")
+    assert rates is not None
+    assert (rates.train, rates.predict) == (10, 40)
+    assert "not measured" in rates.origin
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_real_steps_are_measured(config: Config, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    monkeypatch.setattr("bts_dist.rates._SECONDS", 0.05)
+    config = with_overrides(config, {"train.precision": precision, "train.global_batch": 8})
+    data = PackedData(config.data.shards, config.store, config.data)
+    rates = measured_rates(config, data)
+    assert rates.predict > rates.train > 0
+    assert 0 < rates.utilisation < 1
+    assert "steps of 8 random slices of 32 × 32" in rates.origin

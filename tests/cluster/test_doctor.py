@@ -1,0 +1,294 @@
+"""``bts doctor``: each line is shown well, doubtful and wrong, by things that really are so."""
+
+import base64
+import json
+import os
+import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_proxy import Fault, FaultProxy, refusal
+
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from cluster import doctor, doctor_machine, doctor_services, doctor_stores
+from cluster.cli import guarded
+from cluster.finding import Finding, refused
+from shards.errors import InputError
+
+HERE = "http://127.0.0.1"
+
+
+class Web:
+    """A server that answers every request alike, with the date of ``dated``."""
+
+    def __init__(self, answer: dict[str, Any], status: int = 200, dated: str | None = None) -> None:
+        self.asked: list[str | None] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_HEAD()
+                self.wfile.write(json.dumps(answer).encode())
+
+            def do_HEAD(self) -> None:
+                outer.asked.append(self.headers.get("Authorization"))
+                self.send_response_only(status)
+                if dated is not None:
+                    self.send_header("Date", dated)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"{HERE}:{self.server.server_port}"
+
+    def __enter__(self) -> "Web":
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def states(findings: list[Finding]) -> list[str]:
+    return [finding.state for finding in findings]
+
+
+def s3_config(bucket: str = "s3://bucket") -> Config:
+    return with_overrides(Config(), {"data.shards": f"{bucket}/shards", "run.dir": f"{bucket}/runs"})
+
+
+def test_an_error_of_ours_ends_with_its_remedy() -> None:
+    found = refused("a", InputError("x: is wrong; found y; set z"))
+    assert (found.found, found.remedy) == ("x: is wrong; found y", "set z")
+    assert refused("a", OSError("no remedy")).found == "no remedy"
+
+
+def test_versions_are_those_that_the_package_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = doctor_machine.versions()
+    assert found.state == "ok"
+    assert f"torch {torch.__version__}" in found.found
+    monkeypatch.setattr(doctor_machine.metadata, "requires", lambda _: ["torch>=99", "no-such-thing>=1"])
+    (found,) = doctor_machine.versions()
+    assert found.state == "error"
+    assert "torch" in found.found
+    assert "no-such-thing is missing" in found.found
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor_machine, "PACKAGE", "no-such-package")
+    assert states(doctor_machine.versions()) == ["warning"]
+
+
+def test_little_of_anything_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = with_overrides(
+        Config(), {"run.dir": str(tmp_path / "new" / "runs"), "store.cache_dir": str(tmp_path)}
+    )
+    assert states(doctor_machine.disks(config)) == ["ok", "ok"]
+    for limit in ("LITTLE_MEMORY", "LITTLE_SHARED", "LITTLE_DISK"):
+        monkeypatch.setattr(doctor_machine, limit, 1 << 60)
+    found = [*doctor_machine.memory(), *doctor_machine.disks(config)]
+    assert states(found) == ["warning"] * 4
+    assert all(finding.remedy for finding in found)
+    monkeypatch.setattr(doctor_machine, "NO_DISK", 1 << 60)
+    assert states(doctor_machine.disks(config)) == ["error", "error"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without GPUs is what is looked at")
+def test_gpus_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert states(doctor_machine.gpus(Config())) == ["ok"]
+    asked = with_overrides(Config(), {"cluster.gpus_per_worker": 1})
+    assert states(doctor_machine.gpus(asked)) == ["error"]
+    driver = tmp_path / "version"
+    driver.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
+    )
+    monkeypatch.setattr(doctor_machine, "DRIVER", driver)
+    (found,) = doctor_machine.gpus(Config())
+    assert found.state == "warning"
+    assert "driver 535.104.05" in found.found
+
+
+def test_a_folder_is_probed_and_left_as_it_was(tmp_path: Path) -> None:
+    places = {"data.shards": str(tmp_path / "new" / "shards"), "run.dir": str(tmp_path)}
+    found = doctor_stores.stores(with_overrides(Config(), places))
+    assert states(found) == ["ok", "ok"]
+    assert "MB/s" in found[0].found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_keeps_its_word(bucket: str, s3: Any) -> None:
+    found = doctor_stores.stores(s3_config(bucket))
+    assert states(found) == ["ok", "ok"]
+    assert "conditional writes hold" in found[0].found
+    assert s3.client.list_objects_v2(Bucket=bucket.removeprefix("s3://")).get("Contents", []) == []
+    (keys,) = doctor_stores.credentials(s3_config(bucket))
+    assert (keys.state, keys.found) == ("ok", "from the environment")
+    (clock,) = doctor_stores.clock(s3_config(bucket))
+    assert clock.state == "ok"
+    assert os.environ["AWS_ENDPOINT_URL"] in clock.found
+
+
+def test_a_store_that_overwrites_all_the_same(bucket: str, s3_proxy: FaultProxy) -> None:
+    s3_proxy.faults.append(Fault("PUT", "strip", header="If-None-Match", times=99))
+    packing, running = doctor_stores.stores(s3_config(bucket))
+    # A data set can be read there; a run's owner could not be told from another.
+    assert (packing.state, running.state) == ("warning", "error")
+    assert "overwrites an object although" in running.found
+    assert "conditional writes" in running.remedy
+
+
+def test_a_store_that_may_only_be_read(bucket: str, s3_proxy: FaultProxy) -> None:
+    s3_proxy.faults.append(Fault("PUT", "answer", answer=refusal(403, "AccessDenied"), times=99))
+    packing, running = doctor_stores.stores(s3_config(bucket))
+    assert (packing.state, running.state) == ("warning", "error")
+    assert "access denied" in running.found
+
+
+def test_a_server_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{HERE}:9")
+    found = doctor_stores.stores(s3_config(bucket))
+    assert states(found) == ["error", "error"]
+    assert "cannot reach" in found[0].found
+    assert states(doctor_stores.clock(s3_config(bucket))) == ["warning"]
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (found,) = doctor_stores.credentials(s3_config())
+    assert found.state == "error"
+    assert "AWS_ACCESS_KEY_ID" in found.remedy
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "nobody" in doctor_stores.credentials(s3_config())[0].found
+    assert states(doctor_stores.credentials(Config())) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "state"), [(0, "ok"), (50, "ok"), (-90, "warning"), (600, "warning"), (-1200, "error")]
+)
+def test_a_clock_that_is_wrong(monkeypatch: pytest.MonkeyPatch, ahead_s: float, state: str) -> None:
+    now = 1.8e9
+    monkeypatch.setattr(doctor_stores.time, "time", lambda: now + ahead_s)
+    with Web({}, 403, formatdate(now, usegmt=True)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        (found,) = doctor_stores.clock(s3_config())
+    assert found.state == state
+    assert f"{abs(ahead_s)} s {'ahead' if ahead_s > 0 else 'behind'}" in found.found
+    assert bool(found.remedy) == (state != "ok")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    return with_overrides(Config(), {"track.wandb": "online"})
+
+
+def at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb.setup().settings, "base_url", address)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "state"),
+    [
+        (200, {"data": {"viewer": {"username": "marie"}}}, "ok"),
+        (200, {"data": {"viewer": None}}, "error"),
+        (401, {}, "error"),
+        (500, {}, "error"),
+        (200, {"something": "else"}, "error"),
+    ],
+)
+def test_wandb_online(
+    online: Config, monkeypatch: pytest.MonkeyPatch, status: int, answer: dict[str, Any], state: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    with Web(answer, status) as server:
+        at(monkeypatch, server.address)
+        (found,) = doctor_services.wandb(online)
+    assert found.state == state
+    assert "k" * 8 not in found.found + found.remedy
+    assert server.asked == [f"Basic {base64.b64encode(b'api:' + b'k' * 40).decode()}"]
+    if state == "ok":
+        assert "as marie" in found.found
+
+
+def test_wandb_without_a_login_or_a_server(online: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, f"{HERE}:9")
+    assert "wandb login" in doctor_services.wandb(online)[0].remedy
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert "does not answer" in doctor_services.wandb(online)[0].found
+    for mode in ("offline", "disabled"):
+        assert states(doctor_services.wandb(with_overrides(online, {"track.wandb": mode}))) == ["ok"]
+
+
+def test_the_token_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    monkeypatch.setattr(doctor_services, "TOKEN", token)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert states(doctor_services._token()) == ["ok"]
+    token.write_text("secret")
+    token.chmod(0o644)
+    (found,) = doctor_services._token()
+    assert (found.state, found.remedy) == ("warning", f"chmod 600 {token}")
+    token.chmod(0o600)
+    assert states(doctor_services._token()) == ["ok"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert states(doctor_services._token()) == ["warning"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_cluster_that_is_joined() -> None:
+    # The session's cluster is joined already, so the address is not dialled.
+    joined = with_overrides(Config(), {"cluster.address": "auto", "cluster.workers": 1})
+    found = doctor_services.cluster(joined)
+    assert [f.state for f in found if f.check != "Ray token"] == ["ok", "ok"]
+    assert "room for" in found[-2].found
+    assert "1 nodes differ from this machine's by 0 s" in found[-1].found
+    large = doctor_services.cluster(with_overrides(joined, {"cluster.cpus_per_worker": 4096}))[-1]
+    assert large.state == "error"
+    assert "lower cluster.workers" in large.remedy
+
+
+def test_folders_in_a_cluster_are_doubtful() -> None:
+    joined = with_overrides(s3_config(), {"cluster.address": "auto"})
+    assert doctor_stores.shared_places(joined) == []
+    assert states(doctor_stores.shared_places(with_overrides(joined, {"run.dir": "runs"}))) == ["warning"]
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warning", 0), ("error", 1)])
+def test_the_exit_code_tells_errors_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, state: str, code: int
+) -> None:
+    remedy = "" if state == "ok" else "mend [it]"
+    finding = Finding("a check", state, "found [this]", remedy)  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor, "CHECKS", (lambda _: [finding],))
+    assert guarded(["doctor", "--set", "run.name=x"]) == code
+    printed = capsys.readouterr().out
+    assert "found [this]" in printed
+    assert (f"{state} a check: mend [it]" in printed) == (state != "ok")
+    assert ("next: bts run --set run.name=x" in printed) == (code == 0)
+
+
+def test_every_check_runs_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor_machine, "measure_all_reduce", lambda _: 1e9)
+    config = with_overrides(Config(), {"data.shards": str(tmp_path), "run.dir": str(tmp_path)})
+    found = list(doctor.examine(config))
+    assert {"versions", "arithmetic", "all-reduce", "data.shards", "run.dir", "W&B"} <= {
+        f.check for f in found
+    }
+    assert not [f for f in found if f.state == "error"]
