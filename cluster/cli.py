@@ -12,7 +12,7 @@ import typer
 
 from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
-from cluster import console
+from cluster import cli_tracking, console
 from cluster.explanation import explain
 from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
 from shards.errors import InputError
@@ -196,6 +196,9 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     cfg = named(load(config, overrides))
     console.stage("run", run_uri(cfg))
     console.next_step(f"open {main_job.run(cfg)}")
+
+
+app.command()(cli_tracking.sync)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from bts_dist import commit
 from bts_dist.config import ClusterConfig
 from shards.errors import InputError
 
@@ -104,6 +105,10 @@ def _environment(dashboard: str | None) -> dict[str, Any]:
     }
     if dashboard:
         variables["RAY_API_SERVER_ADDRESS"] = f"http://{dashboard}"
+    known = commit.code_commit()
+    if known is not None:
+        # The code may lie there without its repository.
+        variables[commit.VARIABLE] = known
     return {"env_vars": variables}
 
 
