@@ -17,11 +17,15 @@ from typing import Any, Literal
 from bts_dist.commit import code_commit
 from bts_dist.config import Config
 
+# No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
 Note = Callable[[str], None]
 
-START_S = 4.0
+START_S = 3.0
 """How long a start waits for the server, all in all."""
 _PROBE_S = 2.0
+_LEAVE_S = 1.0
 _FINISH_S = 60.0
 """How long an end waits for the upload of the rest; what is left stays on disk."""
 
@@ -44,6 +48,7 @@ def begin_wandb(
                 return _begin(config, workspace, wandb_id, name, "online", left)
             except wandb.Error as error:
                 trouble = " ".join(str(error).split())
+            _leave()
         note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
     return _begin(config, workspace, wandb_id, name, "offline", START_S)
 
@@ -64,12 +69,13 @@ def unreachable() -> str | None:
 
 
 def answers(url: str, within_s: float = _PROBE_S) -> bool:
-    """Whether a server says anything at all there."""
+    """Whether W&B's interface says anything at all there."""
     said = threading.Event()
+    request = urllib.request.Request(f"{url}/graphql", b"{}", {"Content-Type": "application/json"})
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(url, timeout=within_s).close()
+            urllib.request.urlopen(request, timeout=within_s).close()
         except urllib.error.HTTPError:
             pass  # an answer
         except OSError:
@@ -81,6 +87,27 @@ def answers(url: str, within_s: float = _PROBE_S) -> bool:
     thread.start()
     thread.join(within_s)
     return said.is_set()
+
+
+def _leave() -> None:
+    """Let go of W&B's process, which goes on trying and holds the run's id."""
+    import wandb
+
+    # It waits for the process, which waits for the server.
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread.start()
+    thread.join(_LEAVE_S)
+
+
+def table_file(wandb_run: Any, name: str, table: Any, step: int) -> dict[str, Any]:
+    """W&B's table as a file of the run, to be logged under ``name``.
+
+    Logged as it is, W&B keeps it a second time as an artifact whose file lies in the home folder of whoever ran this:
+    outside of the run, and gone when the record is uploaded from elsewhere.
+    """
+    table.bind_to_run(wandb_run, name, step)
+    value: dict[str, Any] = table.to_json(wandb_run)
+    return value
 
 
 def _begin(
@@ -115,8 +142,6 @@ def _begin(
             disable_code=True,
             disable_git=True,
             git_commit=code_commit(),
-            # A table would lie a second time as an artifact, in the home folder of whoever ran this.
-            allow_offline_artifacts=False,
             x_transaction_log_flush_interval=1,
             # Its folders are named by the second, and those of several nodes come together in the run.
             x_sync_dir_suffix=uuid.uuid4().hex[:6],

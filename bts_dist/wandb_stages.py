@@ -25,7 +25,7 @@ from bts_dist.wandb_artifacts import (
     use_artifact,
 )
 from bts_dist.wandb_record import WandbRecord, end_earlier_logs
-from bts_dist.wandb_session import Note, begin_wandb
+from bts_dist.wandb_session import Note, begin_wandb, table_file
 from shards.store import LocalStore, ObjectStore, open_store
 
 _TELLS_WHO = ("institution",)
@@ -71,7 +71,8 @@ def record_score(
     with _stage_run(config, run, "score", f"{own}-{folder}", note) as (wandb_run, step):
         columns, rows = patient_table(result["patients"], rename, hide=config.track.pseudonymise)
         table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        wandb_run.log({**figures, "patients": table}, step=step)
+        shown = table_file(wandb_run, "patients", table, step)
+        wandb_run.log({**figures, "patients": shown}, step=step)
         for name, found in result["metrics"].items():
             wandb_run.summary.update({f"{name}/{bound}": found[bound] for bound in ("low", "high")})
         if data is not None:
