@@ -142,7 +142,7 @@ def test_what_wandb_says_is_told_when_it_uploads_nothing(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     add_log(run, "", 1, "a")
     [record] = find_records(run)
-    with pytest.raises(RuntimeError, match="was not uploaded; wandb sync said: .*wandb login"):
+    with pytest.raises(RuntimeError, match=r"was not uploaded; wandb sync said: .*wandb login"):
         wandb_upload.upload(run, record, tmp_path / "scratch")
 
 
