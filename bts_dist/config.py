@@ -196,13 +196,17 @@ class ScoreConfig(Section):
 
 class TrackConfig(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
+    """``offline`` keeps W&B's record in the run's folder, where ``bts sync`` finds it.  ``online`` records live, and
+    offline where the server does not answer."""
     project: str = "bts-dist"
     group: str | None = None
-    """W&B group of the run; a search sets its own for its trials."""
+    """W&B group of the run; null takes the run's name, and a search or a set of folds sets its own."""
     tags: tuple[str, ...] = ()
     """W&B tags of the run."""
     job_type: str = "train"
-    """W&B job type of the run; a search's trials are ``trial``."""
+    """W&B job type of the training; a search's trials are ``trial``, other stages ``pack``, ``tune`` and ``score``."""
+    pseudonymise: bool = True
+    """Whether W&B gets keyed hashes in place of patients' names; key in ``BTS_PSEUDONYM_KEY``, or drawn by the run."""
     overlays: int = Field(default=6, ge=0)
     """Validation slices whose prediction is drawn each time an epoch is the best so far."""
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from PIL import Image
-
 from bts_dist.config import Config
 from bts_dist.lease import FencedError
+from bts_dist.overlays import SliceOverlay
+from bts_dist.wandb_artifacts import DataReference, ModelReference
 from bts_dist.wandb_record import WandbRecord, open_wandb
 from shards.store import AlreadyExists, LocalStore, MissingObject, ObjectStore
 
@@ -31,8 +31,11 @@ class Tracker(AbstractContextManager["Tracker"], Protocol):
     def log(self, kind: str, step: int, row: Row) -> None:
         """Record metrics of one ``step`` or one ``epoch`` (``kind``) at a position in training."""
 
-    def images(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        """Record captioned pictures."""
+    def images(self, step: int, pictures: Sequence[SliceOverlay]) -> None:
+        """Record pictures of slices."""
+
+    def lineage(self, data: DataReference, models: Mapping[str, ModelReference]) -> None:
+        """Record what was trained on, and which models came of it, by alias."""
 
     def note(self, step: int, text: str) -> None:
         """Record a sentence for people, such as which checkpoints were passed over."""
@@ -45,7 +48,8 @@ class NullTracker:
     """Tracks nothing: every rank but the first."""
 
     def log(self, kind: str, step: int, row: Row) -> None: ...
-    def images(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None: ...
+    def images(self, step: int, pictures: Sequence[SliceOverlay]) -> None: ...
+    def lineage(self, data: DataReference, models: Mapping[str, ModelReference]) -> None: ...
     def note(self, step: int, text: str) -> None: ...
     def flush(self) -> None: ...
     def __enter__(self) -> Self:
@@ -72,9 +76,13 @@ class RunTracker:
             self.wandb.row(kind, step, at_s, row)
             self.wandb.hand_over(self.published())
 
-    def images(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
+    def images(self, step: int, pictures: Sequence[SliceOverlay]) -> None:
         if self.wandb is not None and pictures:
             self.wandb.images(step, pictures)
+
+    def lineage(self, data: DataReference, models: Mapping[str, ModelReference]) -> None:
+        if self.wandb is not None:
+            self.wandb.lineage(data, models)
 
     def note(self, step: int, text: str) -> None:
         self._append("note", step, {"text": text})
@@ -128,13 +136,17 @@ def open_tracker(
     ``published`` is asked for the step of the newest checkpoint that this start has published.
     """
     kept = [row for row in read_metrics(run) if 0 < step >= row["step"] or row["kind"] == "recovery"]
-    text = "".join(json.dumps(row) + "\n" for row in kept)
+    lines = "".join(json.dumps(row) + "\n" for row in kept)
     # As a store, since that replaces the file in one go.
-    LocalStore(str(workspace), workspace).put(METRICS, text.encode())
-    wandb = open_wandb(config, run, workspace, wandb_id)
+    LocalStore(str(workspace), workspace).put(METRICS, lines.encode())
+    notes: list[str] = []
+    wandb = open_wandb(config, run, workspace, wandb_id, notes.append)
     if wandb is not None:
         _catch_up(wandb, kept, step)
-    return RunTracker(run, workspace, wandb, published)
+    tracker = RunTracker(run, workspace, wandb, published)
+    for text in notes:
+        tracker.note(step, text)
+    return tracker
 
 
 def _catch_up(wandb: WandbRecord, rows: Sequence[Mapping[str, Any]], step: int) -> None:

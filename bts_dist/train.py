@@ -25,6 +25,7 @@ from bts_dist.exact import exact_step
 from bts_dist.flops import Yardstick, yardstick
 from bts_dist.lease import Attempt, begin
 from bts_dist.losses import Losses
+from bts_dist.node_metrics import LoadReader, NodeMeter, by_node
 from bts_dist.optim import Ema, make_optimizer, set_lr
 from bts_dist.recovery import beating, interruption, noting_recovery
 from bts_dist.runtime import Runtime, all_reduce
@@ -35,11 +36,12 @@ from bts_dist.step import Trainer, train_step
 from bts_dist.track import NullTracker, Tracker, open_tracker, wandb_id
 from bts_dist.unet import count_parameters, make_unet
 from bts_dist.validate import Validation, draw_overlays, validate
+from bts_dist.wandb_artifacts import DataReference, ModelReference
 from shards.cpus import available_cpus
 from shards.errors import InputError
 from shards.order import Ids, check_batch
 from shards.reader import PackedData, TrainingSplit
-from shards.store import ObjectStore
+from shards.store import ObjectStore, open_store
 
 
 def train(
@@ -72,6 +74,7 @@ def train(
         saver,  # left before the tracker, which then records what its last checkpoint covers
         beating(attempt, progress) if runtime.rank == 0 else nullcontext(),
         watching(attempt, runtime.rank, trainer.account, lambda text: tracker.note(progress.step, text)),
+        NodeMeter(LoadReader(runtime.device)) as meter,
     ):
         for note in [*notes, trainer.train.note, _description(trainer)]:
             tracker.note(progress.step, note)
@@ -79,12 +82,20 @@ def train(
         saving = Saving(trainer, saver, tracker)
         trainer.account.take()
         while not _finished(config, progress):
-            _epoch(trainer, steps, tracker, saving, speed)
+            _epoch(trainer, steps, tracker, saving, speed, meter)
+        if runtime.rank == 0:
+            saver.wait()
+            tracker.lineage(*_lineage(config, run, progress))
     return progress
 
 
 def _epoch(
-    trainer: Trainer, batches: Iterator[Batch], tracker: Tracker, saving: Saving, speed: Yardstick
+    trainer: Trainer,
+    batches: Iterator[Batch],
+    tracker: Tracker,
+    saving: Saving,
+    speed: Yardstick,
+    meter: NodeMeter,
 ) -> None:
     """Train what is left of an epoch, validate, save, and tell the world."""
     progress, account = trainer.state.progress, trainer.account
@@ -107,6 +118,7 @@ def _epoch(
             "samples_per_s": left / seconds,
             **shares(by_rank),
             **speed.figures(left / seconds),
+            **by_node(meter.take(), trainer.runtime),
         }
         tracker.log("epoch", progress.step, row)
     with account.doing("checkpoint"):
@@ -315,6 +327,17 @@ def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path, saver: Saver) 
         wandb_id=progress.wandb_id,
         published=lambda: saver.published,
     )
+
+
+def _lineage(
+    config: Config, run: ObjectStore, progress: Progress
+) -> tuple[DataReference, dict[str, ModelReference]]:
+    """What a finished training used, and its best and last checkpoint."""
+    assert progress.best is not None
+    assert progress.wandb_id is not None
+    named = {"best": progress.best, "last": checkpoint.names(run)[0]}
+    models = {alias: ModelReference(run, progress.wandb_id, name) for alias, name in named.items()}
+    return DataReference(open_store(config.data.shards, config.store)), models
 
 
 def _description(trainer: Trainer) -> str:

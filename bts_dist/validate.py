@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from bts_dist import memory
@@ -16,10 +15,11 @@ from bts_dist.account import Account
 from bts_dist.config import Config
 from bts_dist.counts import count, dice, iou
 from bts_dist.data import SampleSource
+from bts_dist.overlays import SliceOverlay
 from bts_dist.predict import predict_patient
 from bts_dist.runtime import Runtime, all_reduce
 from bts_dist.thresholds import best_threshold
-from shards.picture import overlay
+from shards.picture import to_rgb
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 """Candidate probability thresholds.  Few, since the validation patients are few."""
@@ -62,17 +62,17 @@ def validate(
 
 def draw_overlays(
     model: nn.Module, source: SampleSource, config: Config, device: torch.device
-) -> list[tuple[str, Image.Image]]:
-    """The slice with the most tumour of a few validation patients, with outlines of truth and prediction."""
+) -> list[SliceOverlay]:
+    """The slice with the most tumour of a few validation patients, with truth and prediction."""
     index = source.reader.index
-    pictures: list[tuple[str, Image.Image]] = []
+    pictures: list[SliceOverlay] = []
     for patient in index.patients()[: config.track.overlays]:
         ids = index.samples_of(patient)
         at = int(index.tumour_pixels[ids].argmax())
         probability, truth = _predict(model, source, patient, config, device)
         image, _ = source.reader.read(int(ids[at]))
-        picture = overlay(image, truth[at] > 0, probability[at] > 0.5)
-        pictures.append((f"{patient} slice {index.slice_number[ids[at]]}", picture))
+        number = int(index.slice_number[ids[at]])
+        pictures.append(SliceOverlay(patient, number, to_rgb(image), truth[at] > 0, probability[at] > 0.5))
     return pictures
 
 

@@ -13,23 +13,26 @@ one: the redone steps give the same numbers, but for rounding if the number of w
 """
 
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
 from bts_dist.config import Config
+from bts_dist.overlays import SliceOverlay
+from bts_dist.pseudonyms import Rename, renaming
+from bts_dist.wandb_artifacts import DataReference, ModelReference, log_artifact, use_artifact
 from bts_dist.wandb_log import read_end
+from bts_dist.wandb_session import Note, begin_wandb
 from shards.errors import InputError
 from shards.store import ObjectStore
 
 FOLDER = "wandb"
 
-_BY_EPOCH = ("train/*", "val/*", "time/*", "lr", "samples_per_s")
+_BY_EPOCH = ("train/*", "val/*", "time/*", "system/*", "lr", "samples_per_s")
 """Metrics that are drawn over epochs; all others over optimizer steps."""
 _CLOSING_S = 10.0
 """How long W&B's process may take to close its log."""
@@ -38,9 +41,10 @@ _CLOSING_S = 10.0
 class WandbRecord:
     """What W&B has been given, and what waits for a checkpoint."""
 
-    def __init__(self, wandb_run: Any, given: int) -> None:
+    def __init__(self, wandb_run: Any, given: int, rename: Rename = str) -> None:
         self._run = wandb_run
         self._given = given
+        self._rename = rename
         self._waiting: defaultdict[int, dict[str, Any]] = defaultdict(dict)
 
     def row(self, kind: str, step: int, at_s: float, row: Mapping[str, Any]) -> None:
@@ -54,13 +58,16 @@ class WandbRecord:
         at = step if kind in ("step", "epoch") else step + 1
         self._add(at, {"_timestamp": at_s, **{f"{prefix}{name}": value for name, value in row.items()}})
 
-    def images(self, step: int, pictures: Sequence[tuple[str, Image.Image]]) -> None:
-        """Keep captioned pictures for W&B.  Unlike rows, those that still wait when the process is killed are lost."""
-        import wandb
+    def images(self, step: int, pictures: Sequence[SliceOverlay]) -> None:
+        """Keep pictures for W&B.  Unlike rows, those that still wait when the process is killed are lost."""
+        self._add(step, {"val/overlays": [layered(picture, self._rename) for picture in pictures]})
 
-        self._add(
-            step, {"val/overlays": [wandb.Image(image, caption=caption) for caption, image in pictures]}
-        )
+    def lineage(self, data: DataReference, models: Mapping[str, ModelReference]) -> None:
+        """Say what the run was trained on, and which models came of it, by alias."""
+        use_artifact(self._run, data)
+        for name in sorted({model.name for model in models.values()}):
+            aliases = [alias for alias, model in models.items() if model.name == name]
+            log_artifact(self._run, models[aliases[0]], aliases)
 
     def hand_over(self, step: int) -> None:
         """Give W&B all that waits up to ``step``, which a checkpoint covers."""
@@ -96,49 +103,38 @@ class WandbRecord:
             self._waiting[step] |= values
 
 
-def open_wandb(config: Config, run: ObjectStore, workspace: Path, wandb_id: str) -> WandbRecord | None:
-    """Begin or continue the W&B run; None when W&B is disabled."""
-    if config.track.wandb == "disabled":
-        return None
-    given = _end_earlier_logs(run, wandb_id) if config.track.wandb == "offline" else 0
-    wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1])
-    for name in _BY_EPOCH:
-        wandb_run.define_metric(name, step_metric="epoch")
-    # The server says where it goes on; offline this is 0.
-    return WandbRecord(wandb_run, max(given, wandb_run.starting_step - 1))
-
-
-def begin_wandb(config: Config, workspace: Path, wandb_id: str, name: str) -> Any:
-    """W&B's own run object, new or continued, as ``track`` says."""
+def layered(picture: SliceOverlay, rename: Rename) -> Any:
+    """W&B's image of a slice, truth and prediction as layers that it shows and hides."""
     import wandb
 
-    return wandb.init(
-        id=wandb_id,
-        resume="allow",
-        mode=config.track.wandb,
-        project=config.track.project,
-        group=config.track.group,
-        tags=list(config.track.tags) or None,
-        name=name,
-        job_type=config.track.job_type,
-        config=config.model_dump(mode="json"),
-        dir=workspace,
-        # The record is of the experiment: no command line, console or host of whoever ran it.
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            host="",
-            x_disable_meta=True,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=1,
-            # Its folders are named by the second, and those of several nodes come together in the run.
-            x_sync_dir_suffix=uuid.uuid4().hex[:6],
-            init_timeout=90,
-        ),
+    layers = {"truth": (1, picture.truth_HW), "prediction": (2, picture.prediction_HW)}
+    return wandb.Image(
+        picture.image_HWC,
+        caption=f"{rename(picture.patient)} slice {picture.slice_number}",
+        masks={
+            name: {"mask_data": label * mask_HW.astype(np.uint8), "class_labels": {label: name}}
+            for name, (label, mask_HW) in layers.items()
+        },
     )
 
 
-def _end_earlier_logs(run: ObjectStore, wandb_id: str) -> int:
+def open_wandb(
+    config: Config, run: ObjectStore, workspace: Path, wandb_id: str, note: Note = lambda _: None
+) -> WandbRecord | None:
+    """Begin or continue the W&B run; None when W&B is disabled.  ``note`` is told if it is offline unasked."""
+    if config.track.wandb == "disabled":
+        return None
+    # Also online: the server may be out of reach, now or at an earlier start.
+    given = end_earlier_logs(run, wandb_id)
+    wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1], note)
+    for name in _BY_EPOCH:
+        wandb_run.define_metric(name, step_metric="epoch")
+    # Online the server says where it goes on.
+    given = given if wandb_run.offline else wandb_run.starting_step - 1
+    return WandbRecord(wandb_run, given, renaming(config, run))
+
+
+def end_earlier_logs(run: ObjectStore, wandb_id: str) -> int:
     """The highest step in the logs of earlier starts, to which nothing is added from now on.
 
     The W&B process of a start that was killed may live a moment longer, and write.  Where a log has no end, its whole

@@ -11,7 +11,8 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import open_run, workspace
 from bts_dist.track import wandb_id
-from bts_dist.wandb_record import WandbRecord, begin_wandb
+from bts_dist.wandb_record import WandbRecord
+from bts_dist.wandb_session import begin_wandb, table_file
 from shards.store import LocalStore, ObjectStore
 
 BEST = "best"
@@ -28,13 +29,14 @@ def record_search(config: Config, search: ObjectStore, folder: Path, rows: Seque
         return
     import wandb
 
-    own = with_overrides(config, {"track.job_type": "search"})
+    own = with_overrides(config, {"track.job_type": "tune"})
     run = begin_wandb(own, folder, wandb_id(search), str(config.track.group))
     columns = [name for name in rows[0] if name not in ("scores", "error")]
     # As text where a column has several types, which a table of W&B's refuses.
     data = [[_cell(row[name]) for name in columns] for row in rows]
     table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-    run.log({"trials": table}, step=len(rows))  # a search that goes on with more trials comes later
+    step = len(rows)  # a search that goes on with more trials comes later
+    run.log({"trials": table_file(run, "trials", table, step)}, step=step)
     winner = next(row for row in rows if row["trial"] == best)
     run.summary.update({f"best/{name}": winner[name] for name in columns})
     _end(run, search)

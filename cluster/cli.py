@@ -12,7 +12,7 @@ import typer
 
 from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
-from cluster import cli_doctor, console
+from cluster import cli_doctor, cli_tracking, console
 from cluster.explanation import explain
 from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
 from shards.errors import InputError
@@ -201,6 +201,7 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 
 app.command()(cli_doctor.doctor)
 app.command()(cli_doctor.estimate)
+app.command()(cli_tracking.sync)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

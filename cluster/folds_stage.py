@@ -5,7 +5,8 @@ from typing import Any
 
 from bts_dist.config import Config
 from bts_dist.model import find_model
-from bts_dist.run import absolute, run_uri
+from bts_dist.run import absolute, open_run, run_uri
+from bts_dist.wandb_stages import record_score
 from cluster import console, stages
 from cluster.folds import fold_config, num_folds, run_folds
 from cluster.resources import ray_cluster
@@ -20,6 +21,8 @@ def cross_validate(config: Config) -> str:
         folds = [(find_model(run_uri(each), each.store), each) for each in own]
         with console.progress("score") as update:
             location, result = run_out_of_fold(folds, config, update)
+    models = [(open_run(each), place.name) for place, each in folds]
+    record_score(config, open_run(config), location.rpartition("/")[2], result, models, stages.say)
     stages.show_scores(result)
     _show_folds(result)
     num = len(result["patients"])

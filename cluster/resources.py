@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 
+from bts_dist import commit
 from bts_dist.config import ClusterConfig
 from cluster.nodes import read_room
 from cluster.placement import Placement, place
@@ -99,6 +100,10 @@ def _environment(dashboard: str | None) -> dict[str, Any]:
     }
     if dashboard:
         variables["RAY_API_SERVER_ADDRESS"] = f"http://{dashboard}"
+    known = commit.code_commit()
+    if known is not None:
+        # The code may lie there without its repository.
+        variables[commit.VARIABLE] = known
     return {"env_vars": variables}
 
 

@@ -17,6 +17,7 @@ from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
 from bts_dist.score import read_score
 from bts_dist.track import METRICS, read_metrics
+from bts_dist.wandb_stages import record_pack, record_score
 from cluster import console
 from cluster.pack_job import packed_id, run_pack
 from cluster.score_job import run_scoring
@@ -65,6 +66,7 @@ def pack(config: Config, report: SourceReport) -> Manifest:
         return existing
     with console.progress("pack", unit="slices") as update:
         manifest = run_pack(config, report, lambda done, total, size: update(done, total, num_bytes=size))
+    record_pack(config, say)
     console.stage("pack", f"{config.data.shards} ({_counts(manifest)}, data id {manifest.data_id})")
     if manifest.splits_patients:
         console.stage(
@@ -83,7 +85,7 @@ def train(config: Config) -> None:
         return
     metrics = workspace(run, config) / METRICS
     with console.follow_training(metrics, "train", config.train.epochs):
-        progress = run_training(config, lambda text: console.out.print(f"  {text}"))
+        progress = run_training(config, say)
     if config.cluster.runtime == "torchrun" and os.environ["RANK"] != "0":
         return
     progress = final_progress(config)
@@ -101,6 +103,11 @@ def train(config: Config) -> None:
             "train",
             f"interrupted {len(cost)} times: {down:.0f} s until training went on again, {again:.0f} steps done twice",
         )
+
+
+def say(text: str) -> None:
+    """Tell people something in passing."""
+    console.out.print(f"  {text}")
 
 
 def model_config(model: str) -> Config:
@@ -130,7 +137,9 @@ def score(config: Config, model: str | None = None) -> str:
         return location
     with console.progress("score") as update:
         location, result = run_scoring(place, config, update)
-    record_stage(run, stage, key, folder=location.rsplit("/", 1)[-1])
+    folder = location.rsplit("/", 1)[-1]
+    record_stage(run, stage, key, folder=folder)
+    record_score(config, run, folder, result, [(run, place.name)], say)
     show_scores(result)
     console.stage("score", f"{location}/score.json and patients.csv")
     return location

@@ -21,7 +21,7 @@ MAX_LINES = 400
 
 KNOBS = {"--config", "-c", "--set", "-s"}
 PLACES = {"--model", "--packed", "--out", "--scores", "--prices"}
-POSITIONAL = {"export": ["model", "out"], "predict": ["model", "source", "out"]}
+POSITIONAL = {"export": ["model", "out"], "predict": ["model", "source", "out"], "sync": ["run"]}
 """Places again: what a command takes without an option's name, from where to where."""
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Calls that run code out of data; numpy's is safe unless told otherwise, which `allow_pickle` below catches.

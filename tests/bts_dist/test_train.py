@@ -41,7 +41,7 @@ def newest(run: LocalStore) -> Path:
 
 def rows(run: LocalStore) -> list[dict[str, Any]]:
     """Metrics rows without what depends on the clock."""
-    timed = ("time", "samples_per_s", "share", "straggler", "flops", "peak", "mfu")
+    timed = ("time", "samples_per_s", "share", "straggler", "flops", "peak", "mfu", "system")
     return [
         {k: v for k, v in row.items() if not k.startswith(timed)}
         for row in read_metrics(run)

@@ -87,11 +87,12 @@ def test_the_slice_with_the_most_tumour_is_drawn(config: Config, wanted: int, dr
     pictures = draw_overlays(Oracle(source, 0.9), source, config, torch.device("cpu"))
     assert len(pictures) == drawn
     index = source.reader.index
-    for (caption, picture), patient in zip(pictures, index.patients(), strict=False):
+    for picture, patient in zip(pictures, index.patients(), strict=False):
         ids = index.samples_of(patient)
         number = index.slice_number[ids[index.tumour_pixels[ids].argmax()]]
-        assert caption == f"{patient} slice {number}"
-        assert min(picture.size) >= 32
+        assert (picture.patient, picture.slice_number) == (patient, number)
+        assert picture.truth_HW.sum() == index.tumour_pixels[ids].max()
+        assert picture.image_HWC.shape == (*picture.prediction_HW.shape, 3)
 
 
 def test_an_output_that_is_not_finite_is_no_prediction_of_nothing(

@@ -1,5 +1,6 @@
 """The W&B run of a training run: what is given to it, when, and how a later start goes on with it."""
 
+import re
 import struct
 import threading
 import zlib
@@ -7,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 from wandb_log import OfflineRun, read
 
+from bts_dist import wandb_session
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.overlays import SliceOverlay
 from bts_dist.track import open_tracker, read_metrics
 from bts_dist.wandb_record import WandbRecord, open_wandb
 from shards.errors import InputError
@@ -23,6 +27,8 @@ from shards.store import LocalStore
 
 class Given:
     """A W&B run that keeps what it is given."""
+
+    offline = False
 
     def __init__(self, starting_step: int = 0) -> None:
         self.starting_step = starting_step
@@ -35,6 +41,13 @@ class Given:
 
     def define_metric(self, name: str, *, step_metric: str) -> None:
         self.axes[name] = step_metric
+
+
+def overlay(patient: str) -> SliceOverlay:
+    """A slice of 8 × 8 whose truth and prediction share a pixel."""
+    truth, prediction = np.zeros((2, 8, 8), bool)
+    truth[2, 2:5] = prediction[2, 4:7] = True
+    return SliceOverlay(patient, 7, np.zeros((8, 8, 3), np.uint8), truth, prediction)
 
 
 def steps(given: Given) -> list[int]:
@@ -59,13 +72,14 @@ def test_all_of_a_step_is_given_at_once() -> None:
     given = Given()
     record = WandbRecord(given, 0)
     record.row("step", 4, 10.5, {"loss": 0.5, "lr": 0.1})
-    record.images(4, [("a patient", Image.new("L", (8, 8)))])
+    record.images(4, [overlay("a patient")])
     record.row("epoch", 4, 11.5, {"lr": 0.2, "val/dice/patient": 0.75})
     record.hand_over(4)
     [(step, values)] = given.rows
     assert step == 4
     [picture] = values.pop("val/overlays")
     assert isinstance(picture, wandb.Image)
+    assert picture._caption == "a patient slice 7"
     assert values == {
         "_timestamp": 11.5,
         "step/loss": 0.5,
@@ -107,6 +121,7 @@ def test_online_the_server_says_where_to_go_on(
         return given
 
     monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb_session, "unreachable", lambda: None)
     run.put("metrics.jsonl", b'{"kind": "step", "step": 2, "time": 1.0, "loss": 2}\n' * 2)
     record = open_wandb(config, run, run.root, "id")
     assert record is not None
@@ -209,3 +224,25 @@ def test_steps_redone_from_an_older_checkpoint_are_not_given_twice(offline: Conf
     second = start(offline, run, 1, {2: 2.0, 3: 3.0, 4: 4.0}, published=4)
     assert losses(second) == {4: 4.0}
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+
+
+def test_truth_and_prediction_are_layers_over_the_picture(offline: Config, run: LocalStore) -> None:
+    """Read back from what would be uploaded."""
+    record = open_wandb(offline, run, run.root, "id")
+    assert record is not None
+    record.images(1, [overlay("TCGA_CS_4941")])
+    record.hand_over(1)
+    record.finish(exit_code=0)
+    [log] = logs(run)
+    values = read(log).history[0]
+    [caption] = values["val/overlays.captions"]
+    assert re.fullmatch(r"p-[0-9a-f]{10} slice 7", caption)
+    [layers] = values["val/overlays.all_masks"]
+    found = {
+        name: np.array(Image.open(log.parent / "files" / layer["path"])) for name, layer in layers.items()
+    }
+    drawn = overlay("")
+    assert (found["truth"] == 1 * drawn.truth_HW).all()
+    assert (found["prediction"] == 2 * drawn.prediction_HW).all()
+    [picture] = values["val/overlays.filenames"]
+    assert not np.array(Image.open(log.parent / "files" / picture)).any(), "nothing is burnt in"

@@ -28,7 +28,7 @@ def test_the_search_is_a_run_with_a_table_and_the_best(offline: Config, tmp_path
     place = LocalStore(str(tmp_path / "search"), tmp_path / "search")
     record_search(offline, place, place.root, ROWS, 1)
     (log,) = read_all(place.root, wandb_id(place))
-    assert (log.group, log.job_type, log.tags) == ("run-abc", "search", ["lgg"])
+    assert (log.group, log.job_type, log.tags) == ("run-abc", "tune", ["lgg"])
     assert log.history[-1]["trials.nrows"] == 2
     assert log.summary["best/trial"] == 1
     assert log.summary["best/val/dice/patient"] == 0.7

@@ -88,7 +88,7 @@ def newest(root: Path) -> Path:
 
 def rows(root: Path) -> list[dict[str, Any]]:
     """The record without what depends on the clock."""
-    timed = ("time", "samples_per_s", "share", "straggler", "flops", "peak", "mfu")
+    timed = ("time", "samples_per_s", "share", "straggler", "flops", "peak", "mfu", "system")
     return [
         {key: value for key, value in row.items() if not key.startswith(timed)}
         for row in read_metrics(LocalStore("", root))

@@ -1,0 +1,27 @@
+"""The git commit of the code that runs."""
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "BTS_COMMIT"
+"""Says it where the code lies without its repository, as in a folder that Ray sent to its workers."""
+
+
+@cache
+def code_commit() -> str | None:
+    """The commit, with ``-dirty`` where tracked files differ from it; None where nobody knows."""
+    return os.environ.get(VARIABLE) or _described(Path(__file__).parents[1])
+
+
+def _described(root: Path) -> str | None:
+    # Installed below some other project's repository, that one's commit would say nothing.
+    if not (root / ".git").exists():
+        return None
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a file system that hangs
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,151 @@
+"""W&B's own run object: what it may tell of a run, and what is done where the server does not answer.
+
+The record is of the experiment.  W&B by itself would add who ran it, where and how: host, command line, packages,
+git remote, console.  All of that is off.
+"""
+
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from bts_dist.commit import code_commit
+from bts_dist.config import Config
+
+# No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+Note = Callable[[str], None]
+
+START_S = 3.0
+"""How long a start waits for the server, all in all."""
+_PROBE_S = 2.0
+_LEAVE_S = 1.0
+_FINISH_S = 60.0
+"""How long an end waits for the upload of the rest; what is left stays on disk."""
+
+
+def begin_wandb(
+    config: Config, workspace: Path, wandb_id: str, name: str, note: Note = lambda _: None
+) -> Any:
+    """W&B's run object, new or continued, as ``track`` says.
+
+    Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.
+    """
+    if config.track.wandb == "online":
+        import wandb
+
+        began = time.monotonic()
+        trouble = unreachable()
+        if trouble is None:
+            left = START_S - (time.monotonic() - began)
+            try:
+                return _begin(config, workspace, wandb_id, name, "online", left)
+            except wandb.Error as error:
+                trouble = " ".join(str(error).split())
+            _leave()
+        note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
+    return _begin(config, workspace, wandb_id, name, "offline", START_S)
+
+
+def unreachable() -> str | None:
+    """Why nothing can be sent to W&B's server now, within seconds; None where it answers and a key is known."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    url = wandb.setup().settings.base_url
+    if not answers(url):
+        return f"{url} does not answer"
+    known = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys()
+    if not known and read_netrc_auth(host=url) is None:
+        # Asked for a key, W&B would wait for someone to type it.
+        return f"not logged in to {url}: run `wandb login`, or set WANDB_API_KEY"
+    return None
+
+
+def answers(url: str, within_s: float = _PROBE_S) -> bool:
+    """Whether W&B's interface says anything at all there."""
+    said = threading.Event()
+    request = urllib.request.Request(f"{url}/graphql", b"{}", {"Content-Type": "application/json"})
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(request, timeout=within_s).close()
+        except urllib.error.HTTPError:
+            pass  # an answer
+        except OSError:
+            return
+        said.set()
+
+    # In a thread, since nothing limits how long a name is looked up.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(within_s)
+    return said.is_set()
+
+
+def _leave() -> None:
+    """Let go of W&B's process, which goes on trying and holds the run's id."""
+    import wandb
+
+    # It waits for the process, which waits for the server.
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread.start()
+    thread.join(_LEAVE_S)
+
+
+def table_file(wandb_run: Any, name: str, table: Any, step: int) -> dict[str, Any]:
+    """W&B's table as a file of the run, to be logged under ``name``.
+
+    Logged as it is, W&B keeps it a second time as an artifact whose file lies in the home folder of whoever ran this:
+    outside of the run, and gone when the record is uploaded from elsewhere.
+    """
+    table.bind_to_run(wandb_run, name, step)
+    value: dict[str, Any] = table.to_json(wandb_run)
+    return value
+
+
+def _begin(
+    config: Config,
+    workspace: Path,
+    wandb_id: str,
+    name: str,
+    mode: Literal["online", "offline"],
+    init_timeout_s: float,
+) -> Any:
+    import wandb
+
+    return wandb.init(
+        id=wandb_id,
+        resume="allow",
+        mode=mode,
+        project=config.track.project,
+        group=config.track.group or config.run.name,
+        tags=list(config.track.tags) or None,
+        name=name,
+        job_type=config.track.job_type,
+        config=config.model_dump(mode="json"),
+        dir=workspace,
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            host="",
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            git_commit=code_commit(),
+            x_transaction_log_flush_interval=1,
+            # Its folders are named by the second, and those of several nodes come together in the run.
+            x_sync_dir_suffix=uuid.uuid4().hex[:6],
+            init_timeout=init_timeout_s,
+            finish_timeout=_FINISH_S,
+        ),
+    )

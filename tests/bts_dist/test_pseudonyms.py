@@ -1,0 +1,71 @@
+"""Names for patients that nobody without the key gets back."""
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.pseudonyms import KEY_FILE, VARIABLE, pseudonym, renaming
+from shards.errors import InputError
+from shards.store import LocalStore
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_the_hash_is_that_of_the_standard() -> None:
+    # RFC 4231, test case 2.
+    assert pseudonym("what do ya want for nothing?", b"Jefe") == "p-5bdcc146bf"
+
+
+@given(st.text(min_size=1), st.binary(min_size=16), st.binary(min_size=16))
+def test_a_name_depends_on_patient_and_key_alone(patient: str, key: bytes, other: bytes) -> None:
+    name = pseudonym(patient, key)
+    assert re.fullmatch("p-[0-9a-f]{10}", name)
+    assert name == pseudonym(patient, key)
+    if key.rstrip(b"\0") != other.rstrip(b"\0"):  # HMAC fills a short key up with zeros
+        assert name != pseudonym(patient, other)
+
+
+def test_the_run_draws_a_key_once_and_keeps_it_to_its_owner(config: Config, run: LocalStore) -> None:
+    first = renaming(config, run)
+    assert not (run.root / KEY_FILE).exists(), "nobody has been named yet"
+    name = first("TCGA_CS_4941")
+    path = run.root / KEY_FILE
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.key for entry in run.list()] == [KEY_FILE]
+    assert renaming(config, run)("TCGA_CS_4941") == name == pseudonym("TCGA_CS_4941", path.read_bytes())
+    assert first("TCGA_CS_4942") != name
+
+
+def test_a_key_of_the_environment_is_the_same_for_all_runs(
+    config: Config, run: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+    other = LocalStore("", tmp_path / "other")
+    assert renaming(config, run)("a") == renaming(config, other)("a") == pseudonym("a", KEY.encode())
+    assert run.list() == other.list() == []
+
+
+def test_a_key_that_can_be_guessed_is_refused(
+    config: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY[:-1])
+    with pytest.raises(InputError, match=r"BTS_PSEUDONYM_KEY has 15 characters.*at least 16") as error:
+        renaming(config, run)("a")
+    assert KEY[:-1] not in str(error.value)
+
+
+def test_names_stay_where_they_are_wanted(config: Config, run: LocalStore) -> None:
+    plain = with_overrides(config, {"track.pseudonymise": False})
+    assert renaming(plain, run)("TCGA_CS_4941") == "TCGA_CS_4941"
+    assert run.list() == []

@@ -1,0 +1,157 @@
+"""W&B out of reach: real sockets that refuse, or accept and never answer; the record is then an offline one, soon."""
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_log import read_all
+
+from bts_dist.config import Config
+from bts_dist.track import read_metrics
+from bts_dist.wandb_session import answers
+from shards.store import LocalStore
+
+DELAY_S = 5.0
+"""A start is delayed by less."""
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+import wandb
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.wandb_session import begin_wandb
+
+config = with_overrides(Config(), {"track.wandb": "online", "run.name": "run"})
+notes = []
+began = time.monotonic()
+run = begin_wandb(config, Path(sys.argv[1]), "id", "run", notes.append)
+took = time.monotonic() - began
+run.log({"loss": 0.5}, step=1)
+run.finish()
+print(json.dumps({"offline": run.offline, "took": took, "notes": notes}))
+"""
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """A port at which nobody listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """A server that accepts and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def broken() -> Iterator[str]:
+    """A server that answers everything with an error of its own, so that W&B tries again and again."""
+
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+    assert set(asked) == {"/graphql"}, "no reports of errors, no telemetry"
+
+
+def begun(
+    folder: Path, url: str, script: str = SCRIPT, given: str = "", **environment: str
+) -> dict[str, Any]:
+    """What a fresh process says that begins a W&B run online; W&B reads its environment once."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        env=variables | {"WANDB_BASE_URL": url, "HOME": str(folder / "home"), **environment},
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+@pytest.mark.parametrize("server", [refusing, silent, broken], ids=lambda server: server.__name__)
+def test_out_of_reach_delays_the_start_by_seconds_and_leaves_an_offline_record(
+    server: Any, tmp_path: Path
+) -> None:
+    with server() as url:
+        said = begun(tmp_path, url, WANDB_API_KEY="0" * 40)
+    assert said["offline"]
+    assert said["took"] < DELAY_S
+    [note] = said["notes"]
+    assert "recording offline, `bts sync` uploads it later" in note
+    if server is not broken:
+        assert f"{url} does not answer" in note
+    assert len(list(tmp_path.glob("wandb/offline-run-*/run-id.wandb"))) == 1
+
+
+def test_who_is_not_logged_in_is_told_how_to_be(tmp_path: Path) -> None:
+    with broken() as url:
+        said = begun(tmp_path, url)
+    assert said["offline"]
+    assert f"not logged in to {url}: run `wandb login`, or set WANDB_API_KEY" in said["notes"][0]
+
+
+def test_any_answer_is_one() -> None:
+    with broken() as url:
+        assert answers(url)
+    with refusing() as url:
+        assert not answers(url)
+
+
+TRAINING = """
+import json, sys, torch
+from pathlib import Path
+from bts_dist.config import Config
+from bts_dist.compose import with_overrides
+from bts_dist.runtime import LocalRuntime
+from bts_dist.train import train
+from shards.store import LocalStore
+
+root = Path(sys.argv[1])
+config = with_overrides(Config.model_validate_json(sys.stdin.read()), {"track.wandb": "online"})
+progress = train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), LocalStore(str(root), root), root)
+print(json.dumps({"epochs": progress.epoch, "id": progress.wandb_id, "steps": progress.step}))
+"""
+
+
+def test_training_goes_on_without_the_server(config: Config, tmp_path: Path) -> None:
+    with silent() as url:
+        said = begun(tmp_path, url, script=TRAINING, given=config.model_dump_json(), WANDB_API_KEY="0" * 40)
+    assert said["epochs"] == 2
+    [log] = read_all(tmp_path, said["id"])
+    assert [row["_step"] for row in log.history] == list(range(1, said["steps"] + 1))
+    assert {artifact.kind for artifact in log.artifacts} == {"dataset", "model"}
+    notes = [row["text"] for row in read_metrics(LocalStore(str(tmp_path), tmp_path), "note")]
+    assert f"W&B: {url} does not answer; recording offline" in notes[0]

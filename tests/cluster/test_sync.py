@@ -1,0 +1,179 @@
+"""`bts sync`: what is found, what waits, what was sent; nothing here can show that W&B takes it."""
+
+import shutil
+import socket
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto import wandb_internal_pb2 as proto
+
+import cluster.sync_stage
+from bts_dist import wandb_upload
+from bts_dist.wandb_session import answers
+from bts_dist.wandb_upload import OfflineRecord, find_records
+from cluster.cli import guarded
+from shards.store import LocalStore
+
+Record = proto.Record
+HEADER = b":W&B\xe1\xbe\x00"
+
+
+def log_bytes(*, ended: bool) -> bytes:
+    records = [Record(run=proto.RunRecord(run_id="id"))]
+    records += [Record(exit=proto.RunExitRecord(exit_code=0))] if ended else []
+    data = HEADER
+    for record in records:
+        content = record.SerializeToString()
+        data += struct.pack("<IHB", zlib.crc32(b"\x01" + content), len(content), 1) + content
+    return data
+
+
+def add_log(run: LocalStore, below: str, second: int, wandb_id: str, *, ended: bool = True) -> str:
+    key = f"{below}wandb/offline-run-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
+    run.put(key, log_bytes(ended=ended))
+    return key
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> LocalStore:
+    return LocalStore(str(tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.fixture
+def _server_that_refuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B reads its environment once, so the question is put to another server than its settings say."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+        def unreachable() -> str | None:
+            return None if answers(url) else f"{url} does not answer"
+
+        monkeypatch.setattr(cluster.sync_stage, "unreachable", unreachable)
+        yield
+
+
+def accept(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let every upload succeed as ``wandb sync`` shows it, and give what was uploaded, in its order."""
+    sent: list[list[str]] = []
+
+    def sync(run: LocalStore, record: OfflineRecord, scratch: Path) -> None:
+        sent.append(list(record.waiting))
+        for key in record.waiting:
+            run.put(f"{key}.synced", b"")
+
+    monkeypatch.setattr(cluster.sync_stage, "upload", sync)
+    monkeypatch.setattr(cluster.sync_stage, "unreachable", lambda: None)
+    return sent
+
+
+def test_records_are_found_below_the_run_in_the_order_in_which_they_were_begun(run: LocalStore) -> None:
+    train = [add_log(run, "", second, "a") for second in (3, 20)]
+    pack = add_log(run, "", 1, "a-pack")
+    trial = add_log(run, "tune/0123/trials/0000/", 9, "b")
+    fold = add_log(run, "folds/fold-1/", 30, "c")
+    run.put("wandb/run-20260101_000005-d-abcdef/run-d.wandb", b"an online run's")
+    (run.root / "wandb" / "latest-run").symlink_to((run.root / train[1]).parent)
+    records = find_records(run)
+    assert [record.wandb_id for record in records] == ["a-pack", "a", "b", "c"]
+    assert [record.waiting for record in records] == [(pack,), tuple(train), (trial,), (fold,)]
+
+
+def test_a_log_without_an_end_waits_unless_a_later_start_took_note_of_it(run: LocalStore) -> None:
+    killed = add_log(run, "", 1, "a", ended=False)
+    after = add_log(run, "", 2, "a")
+    open_log = add_log(run, "", 3, "b", ended=False)
+    first, second = find_records(run)
+    assert (first.waiting, first.growing) == ((killed, after), ())
+    assert (second.waiting, second.growing) == ((), (open_log,))
+
+
+def test_what_was_sent_is_not_sent_again(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [add_log(run, "", second, name) for second, name in enumerate(("a-pack", "a", "a-score"))]
+    sent = accept(monkeypatch)
+    assert guarded(["sync", run.uri]) == 0
+    assert sent == [[key] for key in keys]
+    assert "3 W&B runs uploaded, 0 with nothing to upload" in capsys.readouterr().out
+    assert guarded(["sync", run.uri]) == 0
+    assert len(sent) == 3
+    later = add_log(run, "", 9, "a")
+    assert guarded(["sync", run.uri]) == 0
+    assert sent[3:] == [[later]]
+
+
+@pytest.mark.usefixtures("_server_that_refuses")
+def test_a_server_out_of_reach_is_one_line_and_nothing_is_marked(
+    run: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_log(run, "", 1, "a")
+    assert guarded(["sync", run.uri]) == 1
+    error = capsys.readouterr().err
+    assert "does not answer; 1 records wait in" in " ".join(error.split())
+    assert "Traceback" not in error
+    assert find_records(run)[0].uploaded == ()
+
+
+@pytest.mark.usefixtures("_server_that_refuses")
+def test_nobody_is_asked_when_nothing_waits(run: LocalStore) -> None:
+    key = add_log(run, "", 1, "a")
+    run.put(f"{key}.synced", b"")
+    assert guarded(["sync", run.uri]) == 0
+
+
+def test_a_run_without_records_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(["sync", str(tmp_path / "nothing")]) == 2
+    assert "has no offline W&B records" in capsys.readouterr().err
+    assert guarded(["sync"]) == 2
+    assert "say which run to upload" in capsys.readouterr().err
+
+
+def test_what_wandb_says_is_told_when_it_uploads_nothing(
+    run: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real ``wandb sync``, which finds no key."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    add_log(run, "", 1, "a")
+    [record] = find_records(run)
+    with pytest.raises(RuntimeError, match=r"was not uploaded; wandb sync said: .*wandb login"):
+        wandb_upload.upload(run, record, tmp_path / "scratch")
+
+
+class Bucket:
+    """A store that is no folder, as object storage is none."""
+
+    uri = "s3://bucket/run"
+
+    def __init__(self, root: Path) -> None:
+        files = LocalStore("", root)
+        self.get, self.put, self.list, self.delete = files.get, files.put, files.list, files.delete
+
+
+def test_from_object_storage_the_records_are_fetched_and_the_marks_put_back(
+    run: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = add_log(run, "", 1, "a")
+    run.put(key.rpartition("/")[0] + "/files/media/images/x.png", b"picture")
+    bucket = Bucket(tmp_path / "bucket")
+    shutil.move(run.root, tmp_path / "bucket")
+    given: list[str] = []
+
+    def sync(command: list[str], **_: object) -> object:
+        given.extend(command)
+        path = Path(command[-1])
+        assert (path.parent / "files/media/images/x.png").read_bytes() == b"picture"
+        path.with_suffix(".wandb.synced").touch()
+        return None
+
+    monkeypatch.setattr(wandb_upload.subprocess, "run", sync)
+    [record] = find_records(bucket)
+    wandb_upload.upload(bucket, record, tmp_path / "scratch")
+    assert given[1:4] == ["-m", "wandb", "sync"]
+    assert [entry.key for entry in bucket.list() if entry.key.endswith(".synced")] == [f"{key}.synced"]
