@@ -53,7 +53,7 @@ def find_members(place: ModelPlace, config: Config) -> list[ModelPlace]:
     own = load_checkpoint(place, config.store, cpu)
     kept = [
         ModelPlace(place.run, name)
-        for name in reversed(checkpoint.names(open_store(place.run, config.store)))
+        for name in checkpoint.names(open_store(place.run, config.store))
         if name != place.name
     ]
     epochs = [each for each in kept if _ends_an_epoch(load_checkpoint(each, config.store, cpu).progress)]

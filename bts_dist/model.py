@@ -114,6 +114,15 @@ def load_checkpoint(place: ModelPlace, store: StoreConfig, device: torch.device)
     return Model(network.eval(), config, progress, device, as_validated(progress, config))
 
 
+def checkpoints_of(place: ModelPlace, store: StoreConfig) -> list[ModelPlace]:
+    """The checkpoints that a model is made of.  Raises ``InputError`` as ``load_model``, without a look at weights."""
+    run = open_store(place.run, store)
+    if place.name == FOLDS:
+        return [each for uri in _fold_runs(run) for each in checkpoints_of(find_model(uri, store), store)]
+    chosen = read_inference(run, place.name, checkpoint_id(place, store))
+    return [place, *(member_place(place, uri) for uri in (chosen.members if chosen else ()))]
+
+
 def member_place(place: ModelPlace, uri: str) -> ModelPlace:
     """Where a member of the model at ``place`` lies; one of the same run is named without it."""
     parent, _, name = uri.rpartition(f"{checkpoint.FOLDER}/")

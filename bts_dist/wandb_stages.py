@@ -51,11 +51,13 @@ def record_score(
     folder: str,
     result: Mapping[str, Any],
     models: Sequence[tuple[ObjectStore, str]],
+    data: ObjectStore | None,
     note: Note = lambda _: None,
 ) -> None:
     """Keep a score's figures as a row beside it, and give W&B these, the table of patients and the lineage.
 
-    ``models`` are the checkpoints that were scored, each as its run and name.
+    ``models`` are the checkpoints that were scored, each as its run and name; ``data`` is the data set with the test
+    patients, None for a cross-validation, where each fold has one and the models' runs name them.
     """
     figures = {name: row["mean"] for name, row in result["metrics"].items() if row["mean"] is not None}
     row = {"kind": "score", "time": round(time.time(), 3), **figures}
@@ -66,8 +68,6 @@ def record_score(
 
     own = wandb_id(run)
     rename = renaming(config, run)
-    # Data sets of a cross-validation are one for each fold; the models' runs name them.
-    data = open_store(config.data.shards, config.store) if len(models) == 1 else None
     with _stage_run(config, run, "score", f"{own}-{folder}", note) as (wandb_run, step):
         columns, rows = patient_table(result["patients"], rename, hide=config.track.pseudonymise)
         table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)

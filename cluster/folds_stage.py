@@ -4,13 +4,14 @@ from contextlib import nullcontext
 from typing import Any
 
 from bts_dist.config import Config
-from bts_dist.model import find_model
+from bts_dist.model import checkpoints_of, find_model
 from bts_dist.run import absolute, open_run, run_uri
 from bts_dist.wandb_stages import record_score
 from cluster import console, stages
 from cluster.folds import fold_config, num_folds, run_folds
 from cluster.resources import ray_cluster
 from cluster.score_job import run_out_of_fold
+from shards.store import open_store
 
 
 def cross_validate(config: Config) -> str:
@@ -21,8 +22,9 @@ def cross_validate(config: Config) -> str:
         folds = [(find_model(run_uri(each), each.store), each) for each in own]
         with console.progress("score") as update:
             location, result = run_out_of_fold(folds, config, update)
-    models = [(open_run(each), place.name) for place, each in folds]
-    record_score(config, open_run(config), location.rpartition("/")[2], result, models, stages.say)
+    parts = [each for place, _ in folds for each in checkpoints_of(place, config.store)]
+    models = [(open_store(each.run, config.store), each.name) for each in parts]
+    record_score(config, open_run(config), location.rpartition("/")[2], result, models, None, stages.say)
     stages.show_scores(result)
     _show_folds(result)
     num = len(result["patients"])

@@ -13,7 +13,7 @@ from bts_dist.out_of_fold import score_out_of_fold
 from bts_dist.run import absolute, open_run
 from bts_dist.score import run_score
 from cluster.ray_map import ray_map
-from cluster.resources import ray_cluster
+from cluster.resources import check_resources, ray_cluster
 
 Progress = Callable[[int, int], None]
 
@@ -53,8 +53,9 @@ def _workers(config: Config) -> Iterator[tuple[int, Any]]:
         yield 1, map
         return
     with ray_cluster(config.cluster):
-        # A task uses one thread, whatever a training's worker has.
-        yield config.cluster.most, ray_map(num_cpus=min(config.cluster.cpus_per_worker, 1.0))
+        # A task uses one thread, whatever a training's worker has, and the GPU that such a worker has.
+        cpus, gpus = min(config.cluster.cpus_per_worker, 1.0), check_resources(config.cluster).gpus
+        yield config.cluster.most, ray_map(num_cpus=cpus, num_gpus=gpus)
 
 
 def _absolute(place: ModelPlace) -> ModelPlace:

@@ -11,7 +11,7 @@ import torch
 from bts_dist import checkpoint, cohort_table
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
-from bts_dist.model import find_model, load_model, model_id
+from bts_dist.model import checkpoints_of, find_model, load_model, model_id
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
@@ -139,7 +139,8 @@ def score(config: Config, model: str | None = None) -> str:
         location, result = run_scoring(place, config, update)
     folder = location.rsplit("/", 1)[-1]
     record_stage(run, stage, key, folder=folder)
-    record_score(config, run, folder, result, [(run, place.name)], say)
+    models = [(open_store(each.run, config.store), each.name) for each in checkpoints_of(place, config.store)]
+    record_score(config, run, folder, result, models, open_store(config.data.shards, config.store), say)
     show_scores(result)
     console.stage("score", f"{location}/score.json and patients.csv")
     return location

@@ -26,6 +26,7 @@ from bts_dist.model import (
     ModelPlace,
     check_as_validated,
     checkpoint_id,
+    checkpoints_of,
     find_model,
     load_checkpoint,
     load_model,
@@ -132,6 +133,8 @@ def test_members_are_the_runs_epochs_and_then_those_named(
     members = find_members(place, config)
     assert members[0] == place
     assert {m.name for m in members if m.run == run} == {"step-00000008-a1", "step-00000016-a1"}
+    shutil.copytree(Path(run) / "checkpoints" / place.name, Path(run) / "checkpoints" / "step-00000020-a1")
+    assert find_members(place, config)[1].name == "step-00000020-a1"  # the newest
     assert members[-1] == find_model(trained[1], STORE)
     alone = with_overrides(config, {"score.choices": ["threshold"]})
     assert find_members(place, alone) == [place]
@@ -199,6 +202,7 @@ def test_scoring_does_as_chosen(run: str, config: Config) -> None:
     assert result["checkpoint"].endswith("and 1 more")
     assert result["inference"]["components"] == "largest"
     model = load_model(place, STORE, CPU)
+    assert checkpoints_of(place, STORE) == [place, ModelPlace(run, other)]
     assert isinstance(model.network, Ensemble)
     reader = PackedData(config.data.shards).test()
     source = SampleSource(reader, config.data)
@@ -248,6 +252,9 @@ def test_the_folds_together_are_a_model(config: Config, tmp_path: Path) -> None:
     assert place == ModelPlace(str(tmp_path / "run"), FOLDS)
     model = load_model(place, STORE, CPU)
     assert num_networks(model.network) == 3
+    assert [each.run for each in checkpoints_of(place, STORE)] == [
+        f"{place.run}/{FOLDS}/fold-{fold}" for fold in range(3)
+    ]
     assert model.progress.patients == ["A", "B", "C"]
     assert model.inference.threshold == THRESHOLD  # the median
     assert model.inference.mirror
