@@ -96,7 +96,7 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
+        else f"CPU × {torch.get_num_threads()} thread(s)"
     )
     size = f"{len(batch)} random slices of {source.sides[0]} × {source.sides[1]}"
     origin = f"measured here and now on {name}, in steps of {size}"

@@ -149,7 +149,15 @@ def _gpu(number: int, driver: str, precision: str) -> Finding:
 def speeds() -> list[Finding]:
     """Operations a second of the best kernel, in two precisions; on the first GPU where there is one."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    peak = {name: measure_peak(device, DTYPES[name], torch.get_num_threads()) for name in ("bf16", "fp32")}
+    try:
+        peak = {n: measure_peak(device, DTYPES[n], torch.get_num_threads()) for n in ("bf16", "fp32")}
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        return [
+            Finding(
+                "arithmetic", "error", f"{device}: {reason}", "see that its driver and torch fit together"
+            )
+        ]
     found = ", ".join(f"{name} {format_flops(speed)}/s" for name, speed in peak.items()) + f" on {device}"
     if device.type == "cpu" and peak["bf16"] < peak["fp32"]:
         return [Finding("arithmetic", "warning", found, "set train.precision=fp32: it is faster here")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bts_dist.config import Config
@@ -121,7 +122,7 @@ def cluster(config: Config) -> list[Finding]:
                 *notes,
                 _clocks([node["NodeID"] for node in alive]),
             ]
-    except InputError as error:
+    except (InputError, RayError) as error:
         return [*_token(), refused("Ray", error)]
 
 
@@ -150,9 +151,14 @@ def _token() -> list[Finding]:
     return [Finding("Ray token", "ok", f"{path}, readable by its owner alone")]
 
 
+def _now() -> float:
+    """Unix time in seconds, on whichever node this runs."""
+    return time.time()
+
+
 def _clocks(nodes: list[str]) -> Finding:
     """Every node's clock against this machine's, as exactly as an answer is quick."""
-    tell = ray.remote(num_cpus=0, max_retries=0)(time.time)
+    tell = ray.remote(num_cpus=0, max_retries=0)(_now)
     began = time.time()
     asked = [
         tell.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()

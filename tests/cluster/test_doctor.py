@@ -292,3 +292,15 @@ def test_every_check_runs_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
         f.check for f in found
     }
     assert not [f for f in found if f.state == "error"]
+
+
+def test_a_device_that_fails_is_one_line_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise RuntimeError("CUDA error: no kernel image is available\nmore of it")
+
+    monkeypatch.setattr(doctor_machine, "measure_peak", fail)
+    monkeypatch.setattr(doctor_machine, "measure_all_reduce", fail)
+    for found in [*doctor_machine.speeds(), *doctor_machine.exchange()]:
+        assert found.state == "error"
+        assert "no kernel image" in found.found
+        assert found.remedy
