@@ -109,7 +109,8 @@ def stop(
 
     details = find_job(dashboard, job)
     if not details.status.is_terminal():
-        details = job_end.stop(JobLog(dashboard, job))
+        before = len(dashboard.get_job_logs(job))
+        details = job_end.stop(JobLog(dashboard, job, printed=before))
     console.stage("stop", f"job {job}: {details.status.value.lower()}")
 
 

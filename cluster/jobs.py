@@ -74,6 +74,9 @@ _COUNTED = re.compile(r"[\w-]+: (\d+)/(\d+)(.*)")
 """What ``console.progress`` prints where there is no terminal."""
 
 
+_RAY_LINE = re.compile(r"Runtime env is setting up|^Running entrypoint for job")
+
+
 def progress(log: str) -> str:
     """How far a job has come, by the newest line of its log that counts, or else by its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -83,4 +86,5 @@ def progress(log: str) -> str:
             return f"{done / max(total, 1):.0%}  {note or f'{done}/{total}'}"
         if re.match(r"(?:epoch \d|trial \d)", line):
             return line
-    return lines[-1] if lines else ""
+    # Ray's own lines come first, and then nothing until there is room for the workers.
+    return lines[-1] if lines and not _RAY_LINE.search(lines[-1]) else "starts, or waits for room"
