@@ -103,6 +103,8 @@ _RIGHT_ADDRESS = (
 def find_url(address: str | None, configured: str | None) -> str | None:
     """Where the dashboard is: what ``--address`` says, then ``cluster.address``, then Ray's variables; or None.
 
+    ``cluster.address=auto`` is whatever the variables say, or else the cluster that this machine is a node of.
+
     An address that is not the dashboard's own, such as ``auto`` or ``host:6379``, is asked for it: from
     ``cluster.address`` and ``RAY_ADDRESS`` alone, since ``--address`` is the dashboard's.
 
@@ -111,7 +113,8 @@ def find_url(address: str | None, configured: str | None) -> str | None:
     """
     if address is not None and "://" not in address and address != "auto":
         address = f"http://{address}"
-    found = address or configured or next((os.environ[n] for n in ADDRESSES if os.environ.get(n)), None)
+    variable = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), None)
+    found = address or (variable if variable and configured == "auto" else configured) or variable
     if found is None:
         return None
     if found.startswith(("http://", "https://")):
