@@ -12,9 +12,10 @@ import typer
 
 from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
-from cluster import cli_doctor, cli_tracking, console
+from cluster import cli_doctor, cli_jobs, cli_tracking, console
 from cluster.explanation import explain
 from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
+from cluster.termination import INTERRUPTED, heed_termination, interrupted_code
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -24,9 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Distributed training for brain tumour segmentation: pack, tune, train, score, report.",
 )
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 
 @app.callback()
@@ -202,15 +200,21 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 app.command()(cli_doctor.doctor)
 app.command()(cli_doctor.estimate)
 app.command()(cli_tracking.sync)
+app.command()(cli_jobs.submit)
+app.command()(cli_jobs.jobs)
+app.command()(cli_jobs.logs)
+app.command()(cli_jobs.stop)
+app.command()(cli_jobs.status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bts``."""
+    heed_termination()
     sys.exit(guarded(arguments))
 
 
 def guarded(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C.
+    """Run a command line and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
 
     An error is one message without a traceback, unless ``--debug`` is given.
     """
@@ -227,6 +231,7 @@ def guarded(arguments: Sequence[str] | None = None) -> int:
         return explain(error, 1)
     if code == INTERRUPTED:
         console.err.print("interrupted; give the same command again to go on")
+        return interrupted_code()
     return code
 
 

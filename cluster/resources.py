@@ -6,16 +6,18 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import AuthenticationError
 
 from bts_dist import commit
 from bts_dist.config import ClusterConfig
+from cluster.auth_token import ensure_token, hide_token
 from cluster.nodes import read_room
 from cluster.placement import Placement, place
+from cluster.termination import termination_heeded
 from shards.cpus import available_cpus
 from shards.errors import InputError
 
@@ -33,7 +35,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         check_resources(config)
         yield
         return
-    _connect(config)
+    with termination_heeded():
+        _connect(config)
     try:
         check_resources(config)
         yield
@@ -63,7 +66,9 @@ def _connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    hide_token()
     if config.address is None:
+        ensure_token()
         cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")
@@ -76,15 +81,11 @@ def _connect(config: ClusterConfig) -> None:
             environment = _environment(ray._private.worker.get_dashboard_url())
             ray.shutdown()
             ray.init(address=config.address, runtime_env=environment, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at cluster.address={config.address} ({error}); start one with "
                 "`ray start --head` or `ray up`, or leave cluster.address out to start one here"
             ) from error
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file():
-        # Ray makes it readable by all.
-        token.chmod(0o600)
 
 
 def _environment(dashboard: str | None) -> dict[str, Any]:
@@ -101,7 +102,8 @@ def _environment(dashboard: str | None) -> dict[str, Any]:
     if dashboard:
         variables["RAY_API_SERVER_ADDRESS"] = f"http://{dashboard}"
     known = commit.code_commit()
-    if known is not None:
+    # A submitted job's processes have it already, and Ray refuses a variable that is given twice.
+    if known is not None and commit.VARIABLE not in os.environ:
         # The code may lie there without its repository.
         variables[commit.VARIABLE] = known
     return {"env_vars": variables}

@@ -1,0 +1,47 @@
+"""The token by which Ray's processes, and those who send them jobs, know each other.
+
+It is Ray's own: in ``RAY_AUTH_TOKEN``, in the file that ``RAY_AUTH_TOKEN_PATH`` names, or in ``~/.ray/auth_token``.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+MODE = "RAY_AUTH_MODE"
+_ELSEWHERE = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def use_token() -> None:
+    """Have this process send the token, where there is one.  It comes before Ray is imported, which reads it once.
+
+    A cluster that wants none ignores it.
+    """
+    if _given() or token_file().is_file():
+        os.environ.setdefault(MODE, "token")
+
+
+def ensure_token() -> None:
+    """Make the token of clusters that this machine starts, where there is none.
+
+    Ray would make the file itself, readable by all.
+    """
+    if os.environ.get(MODE, "token") != "token" or _given() or token_file().is_file():
+        return
+    token_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(token_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(file, "w") as opened:
+        opened.write(secrets.token_hex(32))
+
+
+def hide_token() -> None:
+    """Keep the token's file from others' eyes, whoever made it."""
+    if token_file().is_file():
+        token_file().chmod(0o600)
+
+
+def _given() -> bool:
+    return any(os.environ.get(name) for name in _ELSEWHERE)
