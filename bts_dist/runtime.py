@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bts_dist.interface import address_towards, use_interface
 from shards.errors import InputError
 
 Metrics = Mapping[str, float | int]
@@ -73,6 +74,9 @@ def torchrun_runtime() -> Iterator[LocalRuntime]:
             "`torchrun --nproc-per-node=2 --no-python bts train …`, or use cluster.runtime=ray or local"
         )
     device = pick_device(int(os.environ["LOCAL_RANK"]))
+    address = address_towards(os.environ.get("MASTER_ADDR", ""))
+    if address is not None:
+        use_interface(address)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield LocalRuntime(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), device)

@@ -295,7 +295,9 @@ def _set_up(config: Config, runtime: Runtime) -> None:
         # A CPU's kernels divide their sums by the number of threads.
         torch.set_num_threads(config.train.threads or 1)
     elif runtime.world_size > 1 and runtime.device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // runtime.world_size))
+        # Ray and torchrun say how many ranks share the machine; where nobody does, all of them.
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
 
 
 def _tracker(trainer: Trainer, run: ObjectStore, workspace: Path, saver: Saver) -> Tracker:
