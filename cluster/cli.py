@@ -12,9 +12,10 @@ import typer
 
 from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
-from cluster import console
+from cluster import cli_jobs, console
 from cluster.explanation import explain
 from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
+from cluster.termination import INTERRUPTED, heed_termination, interrupted_code
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -24,9 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Distributed training for brain tumour segmentation: pack, tune, train, score, report.",
 )
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
 
 
 @app.callback()
@@ -198,13 +196,17 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     console.next_step(f"open {main_job.run(cfg)}")
 
 
+app.command()(cli_jobs.submit)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bts``."""
+    heed_termination()
     sys.exit(guarded(arguments))
 
 
 def guarded(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C.
+    """Run a command line and return its exit code: 2 for bad input, 1 for a failure, 130 for Ctrl-C, 143 for SIGTERM.
 
     An error is one message without a traceback, unless ``--debug`` is given.
     """
@@ -221,6 +223,7 @@ def guarded(arguments: Sequence[str] | None = None) -> int:
         return explain(error, 1)
     if code == INTERRUPTED:
         console.err.print("interrupted; give the same command again to go on")
+        return interrupted_code()
     return code
 
 

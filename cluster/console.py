@@ -27,6 +27,9 @@ out = Console(
 )
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+"""Whether this is a job's own process: the next command is given elsewhere, with another config."""
+
 STRAGGLER_SHOWN = 0.05
 """Share of the time lost to a slow rank from which on it is named."""
 
@@ -106,7 +109,8 @@ def stage(name: str, text: str) -> None:
 
 
 def next_step(command: str) -> None:
-    out.print(f"  next: [cyan]{command}[/cyan]")
+    if not _IN_JOB:
+        out.print(f"  next: [cyan]{command}[/cyan]")
 
 
 @contextmanager

@@ -6,12 +6,14 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from bts_dist.config import ClusterConfig
+from cluster.auth_token import ensure_token
+from cluster.termination import termination_heeded
 from shards.errors import InputError
 
 
@@ -28,7 +30,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         check_resources(config)
         yield
         return
-    _connect(config)
+    with termination_heeded():
+        _connect(config)
     try:
         check_resources(config)
         yield
@@ -68,6 +71,7 @@ def _connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address is None:
+        ensure_token()
         cpus = max(os.cpu_count() or 1, math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")
@@ -80,15 +84,11 @@ def _connect(config: ClusterConfig) -> None:
             environment = _environment(ray._private.worker.get_dashboard_url())
             ray.shutdown()
             ray.init(address=config.address, runtime_env=environment, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at cluster.address={config.address} ({error}); start one with "
                 "`ray start --head` or `ray up`, or leave cluster.address out to start one here"
             ) from error
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file():
-        # Ray makes it readable by all.
-        token.chmod(0o600)
 
 
 def _environment(dashboard: str | None) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""The token by which Ray's processes, and those who send them jobs, know each other.
+
+It is Ray's own: in ``RAY_AUTH_TOKEN``, in the file that ``RAY_AUTH_TOKEN_PATH`` names, or in ``~/.ray/auth_token``.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+MODE = "RAY_AUTH_MODE"
+_ELSEWHERE = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def token_file() -> Path:
+    return Path.home() / ".ray" / "auth_token"
+
+
+def use_token() -> None:
+    """Have this process send the token, where there is one.  It comes before Ray is imported, which reads it once.
+
+    A cluster that wants none ignores it.
+    """
+    if any(os.environ.get(name) for name in _ELSEWHERE) or token_file().is_file():
+        os.environ.setdefault(MODE, "token")
+
+
+def ensure_token() -> None:
+    """Make the token of clusters on this machine, where there is none, and keep it from others' eyes.
+
+    Ray would make the file itself, readable by all.
+    """
+    if os.environ.get(MODE, "token") != "token" or any(os.environ.get(name) for name in _ELSEWHERE):
+        return
+    path = token_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    with os.fdopen(file, "w") as opened:
+        opened.write(secrets.token_hex(32))

@@ -1,0 +1,171 @@
+"""The dashboard of a Ray cluster: where jobs are sent, and what the cluster says of itself.
+
+All goes over HTTP, so the machine that asks needs a way to one port of the head and joins nothing.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import requests
+from ray.dashboard.utils import get_address_for_submission_client
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from shards.errors import InputError, UnreachableError
+
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Variables of Ray's that name a cluster; the first that is set counts."""
+
+for _name in (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.authentication.http_token_authentication",
+):
+    # They tell of every request; what goes wrong is raised too.
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+CONNECT_S = 10.0
+ANSWER_S = 60.0
+
+
+class Dashboard(JobSubmissionClient):
+    """Ray's client for jobs, with errors that say what to do, and whatever else the dashboard tells.
+
+    Raises:
+        InputError: nothing answers at the address, something else does, the token is refused, or the cluster runs
+            another Ray or Python.
+    """
+
+    def __init__(self, url: str) -> None:
+        # Ray lets its variables win over the address that was asked for.
+        with _without(ADDRESSES):
+            try:
+                super().__init__(url)
+            except (requests.HTTPError, requests.JSONDecodeError, KeyError, RuntimeError) as error:
+                raise InputError(
+                    f"{url} is not the dashboard of a Ray cluster ({error}); {_RIGHT_ADDRESS}"
+                ) from error
+        _check_versions(url, self._server_ray_version, self.read("/api/v0/cluster_metadata")["pythonVersion"])
+
+    @property
+    def url(self) -> str:
+        address: str = self.get_address()
+        return address
+
+    def read(self, path: str) -> dict[str, Any]:
+        """The ``data`` of one of the dashboard's own pages.
+
+        Raises:
+            RuntimeError: it has none for now.
+        """
+        answer = self._do_request("GET", path)
+        if answer.status_code != 200:
+            self._raise_error(answer)
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        try:
+            return super()._do_request(method, endpoint, timeout=(CONNECT_S, ANSWER_S), **options)
+        except AuthenticationError as error:
+            raise InputError(_token_text(self._address, self._headers)) from error
+        except requests.RequestException as error:
+            raise UnreachableError(
+                f"no Ray dashboard answers at {self._address} ({_short(error)}); {_RIGHT_ADDRESS}"
+            ) from error
+
+
+_RIGHT_ADDRESS = (
+    "give the head's, as in --address http://HEAD:8265, see that its cluster runs (`ray start --head` or `ray up`) "
+    "and that this machine reaches the port"
+)
+
+
+def find_url(address: str | None, configured: str | None) -> str | None:
+    """Where the dashboard is: what ``--address`` says, then ``cluster.address``, then Ray's variables; or None.
+
+    An address that is not the dashboard's own, such as ``auto`` or ``host:6379``, is asked for it: from
+    ``cluster.address`` and ``RAY_ADDRESS`` alone, since ``--address`` is the dashboard's.
+
+    Raises:
+        InputError: it has a scheme that is not HTTP, or no cluster answers there.
+    """
+    if address is not None and "://" not in address and address != "auto":
+        address = f"http://{address}"
+    found = address or configured or next((os.environ[n] for n in ADDRESSES if os.environ.get(n)), None)
+    if found is None:
+        return None
+    if found.startswith(("http://", "https://")):
+        return found.rstrip("/")
+    return _ask(found)
+
+
+def _ask(address: str) -> str:
+    """The address of the dashboard of the cluster at ``address``."""
+    if "://" in address:
+        raise InputError(f"{address} is not an address of a dashboard; {_RIGHT_ADDRESS}")
+    try:
+        with _without(ADDRESSES):
+            url: str = get_address_for_submission_client(address)
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({_short(error)}); {_RIGHT_ADDRESS}"
+        ) from error
+    return url
+
+
+def _check_versions(url: str, ray_version: str | None, python_version: str) -> None:
+    """Refuse a cluster on which this code has not been tried.
+
+    Raises:
+        InputError: its Ray or its Python is another one, the last figure aside.
+    """
+    pairs = (
+        ("Ray", ray_version or "", ray.__version__),
+        ("Python", python_version, platform.python_version()),
+    )
+    for name, theirs, ours in pairs:
+        if theirs.split(".")[:2] != ours.split(".")[:2]:
+            raise InputError(
+                f"the cluster at {url} has {name} {theirs}, this machine {ours}; start the cluster with {name} "
+                f"{'.'.join(ours.split('.')[:2])}, or give the command where the versions are the cluster's"
+            )
+
+
+def _token_text(url: str, headers: dict[str, str]) -> str:
+    if headers:
+        return (
+            f"the cluster at {url} refuses this machine's token; put the cluster's own, which `ray get-auth-token` "
+            "prints on its head, into ~/.ray/auth_token (mode 0600)"
+        )
+    return (
+        f"the cluster at {url} asks for a token and this machine has none; put the cluster's, which "
+        "`ray get-auth-token` prints on its head, into ~/.ray/auth_token (mode 0600), or name a file in "
+        "RAY_AUTH_TOKEN_PATH"
+    )
+
+
+def _short(error: Exception) -> str:
+    """What happened, in the words of the innermost error, which is the system's own."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        inner = error.__cause__ or error.__context__
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """The environment without these variables."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

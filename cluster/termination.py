@@ -1,0 +1,56 @@
+"""SIGTERM ends a command as Ctrl-C does: its workers are ended and its place on the cluster given back.
+
+Ray's job API, Kubernetes and ``kill`` send it.  Ray's own handler would leave by ``SystemExit`` from wherever the
+command stands.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+TERMINATED = 143
+"""Exit code after SIGTERM: 128 + SIGTERM."""
+
+_told: list[int] = []
+"""The signals that have come, of which the first is heeded."""
+
+
+def heed_termination() -> None:
+    """Take SIGTERM for Ctrl-C from here on.
+
+    Not under torchrun: its processes wait for each other in calls that no handler ends.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+@contextmanager
+def termination_heeded() -> Iterator[None]:
+    """Keeps the handler in place over ``ray.init``, which sets its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is _terminate:
+            signal.signal(signal.SIGTERM, before)
+
+
+def interrupted_code() -> int:
+    """The exit code of a command that was interrupted."""
+    return TERMINATED if _told else INTERRUPTED
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    _told.append(number)
+    if len(_told) > 1:
+        return
+    # Whatever Ctrl-C does now: Ray's training has a handler of its own, which ends the workers.
+    interrupt = signal.getsignal(signal.SIGINT)
+    if callable(interrupt):
+        interrupt(signal.SIGINT, frame)
+    else:
+        raise KeyboardInterrupt
