@@ -111,7 +111,9 @@ def cluster(
     ):
         ray = RayHosts(network)
         outside = inside | ray.access
-        inside |= outside | server.environment | NOTICES_SOON | {"XDG_CACHE_HOME": str(network.own / "cache")}
+        inside |= (
+            ray.inside | server.environment | NOTICES_SOON | {"XDG_CACHE_HOME": str(network.own / "cache")}
+        )
         ray.start_head()
         hosts = [ray.add("one"), ray.add("two")]
         # Tests look at the store as its owner does.
