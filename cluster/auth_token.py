@@ -20,23 +20,28 @@ def use_token() -> None:
 
     A cluster that wants none ignores it.
     """
-    if any(os.environ.get(name) for name in _ELSEWHERE) or token_file().is_file():
+    if _given() or token_file().is_file():
         os.environ.setdefault(MODE, "token")
 
 
 def ensure_token() -> None:
-    """Make the token of clusters on this machine, where there is none, and keep it from others' eyes.
+    """Make the token of clusters that this machine starts, where there is none.
 
     Ray would make the file itself, readable by all.
     """
-    if os.environ.get(MODE, "token") != "token" or any(os.environ.get(name) for name in _ELSEWHERE):
+    if os.environ.get(MODE, "token") != "token" or _given() or token_file().is_file():
         return
-    path = token_file()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        path.chmod(0o600)
-        return
+    token_file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = os.open(token_file(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(file, "w") as opened:
         opened.write(secrets.token_hex(32))
+
+
+def hide_token() -> None:
+    """Keep the token's file from others' eyes, whoever made it."""
+    if token_file().is_file():
+        token_file().chmod(0o600)
+
+
+def _given() -> bool:
+    return any(os.environ.get(name) for name in _ELSEWHERE)

@@ -197,6 +197,10 @@ def run(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 
 
 app.command()(cli_jobs.submit)
+app.command()(cli_jobs.jobs)
+app.command()(cli_jobs.logs)
+app.command()(cli_jobs.stop)
+app.command()(cli_jobs.status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

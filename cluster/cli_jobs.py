@@ -1,5 +1,7 @@
 """The commands about jobs of a Ray cluster: ``bts submit``, ``jobs``, ``logs``, ``stop`` and ``status``."""
 
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,19 +48,87 @@ def submit(
     url = _find(address, cfg)
     if url is None:
         return _run_here(stage, config or [], overrides or [], model)
-    from cluster import submit as jobs
-    from cluster.dashboard import Dashboard
-
     submission = make_submission(stage, cfg, model)
+    from cluster import job_end
+    from cluster.dashboard import Dashboard
+    from cluster.submit import start, tell_local_places
+
     dashboard = Dashboard(url)
-    jobs.tell_local_places(submission, dashboard)
-    job = jobs.start(submission, dashboard)
+    tell_local_places(submission, dashboard)
+    job = start(submission, dashboard)
     console.stage("submit", f"job {job}: {stage}, {run_uri(submission.config)}")
     if wait:
-        return jobs.wait(dashboard, job)
+        return job_end.wait(dashboard, job)
     console.next_step(f"bts logs {job} -f --address {url}")
     console.next_step(f"bts status --address {url}")
     return 0
+
+
+def jobs(config: ConfigFiles = None, overrides: Overrides = None, address: Address = None) -> None:
+    """List a cluster's jobs, the newest first."""
+    dashboard = _dashboard(address, config, overrides)
+    from cluster.jobs import list_jobs, table
+
+    found = list_jobs(dashboard)
+    if not found:
+        console.out.print(f"no jobs at {dashboard.url}")
+        return
+    console.show_table(f"Jobs at {dashboard.url}", table(found, 1000 * time.time()))
+
+
+def logs(
+    job: JobId,
+    config: ConfigFiles = None,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on until the job has ended; Ctrl-C leaves the job alone."),
+    ] = False,
+) -> None:
+    """Print a job's log."""
+    dashboard = _dashboard(address, config, overrides)
+    from cluster.job_log import JobLog
+    from cluster.jobs import find_job
+
+    details = find_job(dashboard, job)
+    if follow and not details.status.is_terminal():
+        JobLog(dashboard, job).follow()
+    else:
+        sys.stdout.write(dashboard.get_job_logs(job))
+
+
+def stop(
+    job: JobId, config: ConfigFiles = None, overrides: Overrides = None, address: Address = None
+) -> None:
+    """Stop a job and wait until its workers have ended; what it saved stays."""
+    dashboard = _dashboard(address, config, overrides)
+    from cluster import job_end
+    from cluster.job_log import JobLog
+    from cluster.jobs import find_job
+
+    details = find_job(dashboard, job)
+    if not details.status.is_terminal():
+        before = len(dashboard.get_job_logs(job))
+        details = job_end.stop(JobLog(dashboard, job, printed=before))
+    console.stage("stop", f"job {job}: {details.status.value.lower()}")
+
+
+def status(config: ConfigFiles = None, overrides: Overrides = None, address: Address = None) -> None:
+    """Show a cluster's nodes, what waits for room on them, and how far its jobs are."""
+    dashboard = _dashboard(address, config, overrides)
+    from cluster.cluster_status import job_rows, node_rows, used_by_node, waiting
+    from cluster.jobs import list_jobs
+
+    load = dashboard.read("/api/cluster_status")
+    nodes = dashboard.read("/nodes?view=summary")["summary"]
+    console.show_table(f"Nodes of {dashboard.url}", node_rows(nodes, used_by_node(load)))
+    console.out.print("waiting for room: " + (", ".join(waiting(load)) or "nothing"), markup=False)
+    running = job_rows(dashboard, list_jobs(dashboard), 1000 * time.time())
+    if len(running) == 1:
+        console.out.print("no job is running")
+    else:
+        console.show_table("Jobs", running)
 
 
 def _run_here(stage: str, config: list[Path], overrides: list[str], model: str | None) -> int:

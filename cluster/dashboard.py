@@ -9,12 +9,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import ray
 import requests
 from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from shards.errors import InputError, UnreachableError
 
@@ -69,6 +70,18 @@ class Dashboard(JobSubmissionClient):
             self._raise_error(answer)
         data: dict[str, Any] = answer.json()["data"]
         return data
+
+    def log_end(self, job: JobDetails, lines: int) -> str:
+        """The last lines of a job's log; nothing where it has none yet."""
+        where = urlencode(
+            {
+                "node_id": job.driver_node_id or "",
+                "filename": f"job-driver-{job.submission_id}.log",
+                "lines": lines,
+            }
+        )
+        answer = self._do_request("GET", f"/api/v0/logs/file?{where}")
+        return str(answer.text) if answer.status_code == 200 else ""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         try:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from bts_dist.config import ClusterConfig
-from cluster.auth_token import ensure_token
+from cluster.auth_token import ensure_token, hide_token
 from cluster.termination import termination_heeded
 from shards.errors import InputError
 
@@ -70,6 +70,7 @@ def _connect(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "600")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    hide_token()
     if config.address is None:
         ensure_token()
         cpus = max(os.cpu_count() or 1, math.ceil(config.most * config.cpus_per_worker))

@@ -34,6 +34,10 @@ class Node:
         """Pids of the Train workers that run here."""
         return [pid for pid in _children(self.process.pid) if b"RayTrainWorker" in _command(pid)]
 
+    def commands(self) -> list[str]:
+        """Command lines of all that runs here."""
+        return [_command(pid).replace(b"\0", b" ").decode() for pid in _children(self.process.pid)]
+
     def kill(self) -> None:
         """End all of the node at once, as when its power fails."""
         pids = [self.process.pid, *_children(self.process.pid)]
@@ -51,6 +55,7 @@ class Nodes:
     folder: Path
     nodes: list[Node] = field(default_factory=list)
     token: str = field(default_factory=lambda: secrets.token_hex(16))
+    dashboard_port: int = field(default_factory=lambda: free_port())
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,13 +66,18 @@ class Nodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def dashboard(self) -> str:
+        """Where jobs are sent."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
     def start_head(self) -> None:
         self._start(
             "--head",
             f"--port={self.port}",
             f"--temp-dir={self.folder}",
             "--num-cpus=0",
-            f"--dashboard-port={free_port()}",
+            f"--dashboard-port={self.dashboard_port}",
             "--include-dashboard=true",
         )
 

@@ -20,9 +20,17 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 MAX_LINES = 400
 
 KNOBS = {"--config", "-c", "--set", "-s"}
-PLACES = {"--model", "--packed", "--out", "--scores"}
-POSITIONAL = {"export": ["model", "out"], "predict": ["model", "source", "out"]}
-"""Places again: what a command takes without an option's name, from where to where."""
+PLACES = {"--model", "--packed", "--out", "--scores", "--address"}
+MANNERS = {"--wait", "--follow", "-f"}
+"""How long a command stays; they change nothing of what is done."""
+POSITIONAL = {
+    "export": ["model", "out"],
+    "predict": ["model", "source", "out"],
+    "submit": ["stage"],
+    "logs": ["job"],
+    "stop": ["job"],
+}
+"""Places again: what a command takes without an option's name, from where to where, or which job."""
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 # Calls that run code out of data; numpy's is safe unless told otherwise, which `allow_pickle` below catches.
 UNSAFE_CALLS = {"torch.load", "yaml.full_load", "yaml.unsafe_load", "os.system", "os.popen", "eval", "exec"}
@@ -133,7 +141,7 @@ def test_the_command_line_has_no_knobs_of_its_own() -> None:
     commands = root.commands  # type: ignore[attr-defined]
     named = [p for command in commands.values() for p in command.params if p.param_type_name == "option"]
     options = {opt for param in named for opt in param.opts}
-    assert options == KNOBS | PLACES
+    assert options == KNOBS | PLACES | MANNERS
     assert {opt for param in root.params for opt in param.opts} - {"--help"} == {"--debug"}
     for name, command in commands.items():
         own = {opt for param in command.params for opt in param.opts}

@@ -1,0 +1,113 @@
+"""Where a dashboard is, and what is said of one that cannot be used."""
+
+import json
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import ray
+from ray_nodes import free_port
+
+from cluster.dashboard import ADDRESSES, Dashboard, find_url
+from shards.errors import InputError, UnreachableError
+
+Answers = dict[str, tuple[int, str]]
+GOOD = {"Ray": ray.__version__, "Python": platform.python_version()}
+
+
+@pytest.fixture(autouse=True)
+def no_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ADDRESSES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextmanager
+def server(answer: Callable[[str], tuple[int, str]]) -> Iterator[str]:
+    """A web server that answers as it is told: for clusters of another version, of which there is none here."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = answer(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def cluster(versions: dict[str, str]) -> Callable[[str], tuple[int, str]]:
+    pages = {
+        "/api/version": {"version": "4", "ray_version": versions["Ray"]},
+        "/api/v0/cluster_metadata": {"data": {"pythonVersion": versions["Python"]}},
+    }
+    return lambda path: (200, json.dumps(pages[path]))
+
+
+def test_what_was_asked_for_comes_before_the_config_and_that_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert find_url(None, None) is None
+    monkeypatch.setenv("RAY_ADDRESS", "http://third:8265")
+    assert find_url(None, None) == "http://third:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://second:8265")
+    assert find_url(None, None) == "http://second:8265"
+    assert find_url(None, "https://first") == "https://first"
+    assert find_url("http://asked:8265/", "https://first") == "http://asked:8265"
+    assert find_url("asked:8265", "https://first") == "http://asked:8265"
+
+
+def test_the_address_of_rays_other_client_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"ray://head:10001 is not an address of a dashboard; .*http://HEAD:8265"
+    ):
+        find_url("ray://head:10001", None)
+
+
+def test_the_environment_does_not_win_over_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    with server(cluster(GOOD)) as url:
+        assert Dashboard(url).url == url
+
+
+def test_nobody_answers() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        UnreachableError, match=rf"no Ray dashboard answers at {url} \(.*refused.*\); give the head's"
+    ):
+        Dashboard(url)
+
+
+@pytest.mark.parametrize("name", ["Ray", "Python"])
+def test_another_version_is_refused(name: str) -> None:
+    with (
+        server(cluster({**GOOD, name: "3.1.4"})) as url,
+        pytest.raises(
+            InputError, match=rf"has {name} 3\.1\.4, this machine {GOOD[name]}; start the cluster with"
+        ),
+    ):
+        Dashboard(url)
+
+
+def test_the_last_figure_of_a_version_may_differ() -> None:
+    major, minor, _ = GOOD["Python"].split(".")
+    with server(cluster({**GOOD, "Python": f"{major}.{minor}.99"})) as url:
+        assert Dashboard(url).url == url
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(404, "no"), (200, "<html>"), (200, "{}"), (500, "broken")], ids=str
+)
+def test_another_server_is_no_dashboard(status: int, text: str) -> None:
+    with (
+        server(lambda path: (status, text)) as url,
+        pytest.raises(InputError, match=r"is not the dashboard of a Ray cluster"),
+    ):
+        Dashboard(url)
