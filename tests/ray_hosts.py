@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from hosts import Host, Network
 from ray_nodes import RAY
 
-
 START_S = 120
 
 

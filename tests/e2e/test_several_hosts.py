@@ -37,23 +37,17 @@ Bts = Callable[..., subprocess.CompletedProcess[str]]
 BTS = str(Path(sys.executable).with_name("bts"))
 BUCKET = "s3://bts-hosts"
 EPOCHS = 2
-TINY = [
-    f"data.shards={BUCKET}/shards",
-    f"run.dir={BUCKET}/runs",
-    "data.image_size=32",
-    "model.features=4",
-    "model.depth=3",
-    "model.norm=group",
-    "optim.lr=5e-3",
-    "schedule={kind: constant}",
-    f"train.epochs={EPOCHS}",
-    "train.global_batch=6",
-    "train.precision=fp32",
-    "train.threads=1",
-    "train.log_every=1",
-    "track.overlays=1",
-    "score.bootstrap=100",
-]
+CONFIG = f"""
+data: {{shards: "{BUCKET}/shards", image_size: 32}}
+model: {{features: 4, depth: 3, norm: group}}
+optim: {{lr: 0.005}}
+schedule: {{kind: constant}}
+train: {{epochs: {EPOCHS}, global_batch: 6, precision: fp32, threads: 1, log_every: 1}}
+score: {{bootstrap: 100}}
+track: {{overlays: 1}}
+cluster: {{workers: 2}}
+run: {{dir: "{BUCKET}/runs"}}
+"""
 NOTICES_SOON = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
@@ -62,25 +56,25 @@ NOTICES_SOON = {
 """Have a host's silence noticed in seconds, where Ray takes more than a minute (docs/operations.md)."""
 
 
-def options(*sets: str) -> list[str]:
-    return [option for value in [*TINY, *sets] for option in ("--set", value)]
-
-
 @dataclass
 class Cluster:
     """Ray's hosts, and the way in from outside: with the token, without the keys of the store."""
 
     ray: RayHosts
+    config: Path
     environment: Mapping[str, str]
 
-    def command(self, stage: str, *more: str) -> list[str]:
-        """A stage as a job, followed to its end."""
-        return [BTS, "submit", stage, f"--address={self.ray.dashboard}", "--wait", *more]
+    def options(self, *sets: str) -> list[str]:
+        return [f"--config={self.config}", *(f"--set={value}" for value in sets)]
 
-    def submit(self, stage: str, *more: str) -> str:
+    def command(self, stage: str, *sets: str) -> list[str]:
+        """A stage as a job, followed to its end."""
+        return [BTS, "submit", stage, *self.options(*sets), f"--address={self.ray.dashboard}", "--wait"]
+
+    def submit(self, stage: str, *sets: str) -> str:
         """Run a stage as a job; what is told outside."""
         done = subprocess.run(
-            self.command(stage, *more), env=self.environment, capture_output=True, text=True, timeout=200
+            self.command(stage, *sets), env=self.environment, capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -125,13 +119,15 @@ def cluster(
         there = ["--set", "cluster.runtime=local", "--set", f"data.shards={BUCKET}/shards"]
         bts(folder, "pack", "--config", "tiny.yaml", "--set", "pack.samples_per_shard=4", *there)
         ray.wait(*hosts)
-        yield Cluster(ray, outside)
+        config = place / "hosts.yaml"
+        config.write_text(CONFIG)
+        yield Cluster(ray, config, outside)
 
 
 @pytest.fixture(scope="module")
 def trained(cluster: Cluster) -> tuple[ObjectStore, str]:
     """A run that a job has trained on both hosts, and what it told outside."""
-    told = cluster.submit("train", *options("run.name=two", "cluster.workers=2"))
+    told = cluster.submit("train", "run.name=two")
     return open_store(f"{BUCKET}/runs/two"), told
 
 
@@ -140,16 +136,16 @@ def losses(run: ObjectStore) -> list[float]:
 
 
 def test_ddp_over_two_hosts_learns_what_it_learns_on_one_machine(
-    trained: tuple[ObjectStore, str], folder: Path, bts: Bts
+    cluster: Cluster, trained: tuple[ObjectStore, str], folder: Path, bts: Bts
 ) -> None:
     run, told = trained
     assert f"epoch {EPOCHS}/{EPOCHS}" in told, "the record of a rank elsewhere is shown outside"
     torchrun = ["--standalone", "--nproc-per-node=2", "--no-python", BTS, "train"]
-    sets = options(f"run.dir={folder}/runs", "run.name=here", "cluster.runtime=torchrun")
-    bts(folder, *torchrun, *sets, program="torchrun")
-    here = open_store(f"{folder}/runs/here")
-    assert len(losses(here)) > EPOCHS
-    assert losses(run) == pytest.approx(losses(here), abs=1e-6)
+    here = cluster.options(f"run.dir={folder}/runs", "run.name=here", "cluster.runtime=torchrun")
+    bts(folder, *torchrun, *here, program="torchrun")
+    expected = losses(open_store(f"{folder}/runs/here"))
+    assert len(expected) > EPOCHS
+    assert losses(run) == pytest.approx(expected, abs=1e-6)
 
 
 def test_each_rank_has_an_address_and_reads_the_store_itself(
@@ -173,7 +169,7 @@ def test_each_rank_has_an_address_and_reads_the_store_itself(
 
 def test_the_model_is_scored_by_a_job(cluster: Cluster, trained: tuple[ObjectStore, str]) -> None:
     run, _ = trained
-    cluster.submit("score", "--model", run.uri, *options("run.name=two", "cluster.workers=2"))
+    cluster.submit("score", "run.name=two")
     score = json.loads(run.get("score/score.json"))
     manifest = json.loads(open_store(f"{BUCKET}/shards").get("manifest.json"))
     assert [patient["patient"] for patient in score["patients"]] == sorted(manifest["patients"]["test"])
@@ -194,12 +190,12 @@ def test_the_offline_record_reads_back(trained: tuple[ObjectStore, str], tmp_pat
 
 def test_torchrun_trains_over_two_hosts(cluster: Cluster, trained: tuple[ObjectStore, str]) -> None:
     one, two = (cluster.ray.network.hosts[name] for name in ("one", "two"))
-    sets = options("run.name=torchrun", "cluster.runtime=torchrun", "track.wandb=disabled")
+    options = cluster.options("run.name=torchrun", "cluster.runtime=torchrun", "track.wandb=disabled")
     processes = [
         host.start(
             Path(sys.executable).with_name("torchrun"),
             *("--nnodes=2", f"--node-rank={rank}", f"--master-addr={one.address}", "--master-port=29400"),
-            *("--nproc-per-node=1", "--no-python", BTS, "train", *sets),
+            *("--nproc-per-node=1", "--no-python", BTS, "train", *options),
         )
         for rank, host in enumerate((one, two))
     ]
@@ -214,7 +210,7 @@ def test_a_host_that_comes_takes_part_and_one_that_is_cut_off_is_done_without(
     ray, run = cluster.ray, open_store(f"{BUCKET}/runs/changing")
     sets = ["run.name=changing", "train.deterministic=true", "train.checkpoint_steps=5"]
     limits = ["cluster.workers=[2, 3]", "cluster.resize_s=5", "cluster.frozen_s=10"]
-    with watching(cluster, run, tmp_path, *options(*sets, *limits, "train.epochs=1000")) as watch:
+    with watching(cluster, run, tmp_path, *sets, *limits, "train.epochs=1000") as watch:
         watch.wait("two workers", lambda: "2 worker(s)" in watch.notes() and watch.step() > 3)
 
         ray.wait(ray.add("three"))
@@ -232,14 +228,12 @@ def test_a_host_that_comes_takes_part_and_one_that_is_cut_off_is_done_without(
         assert watch.interrupt() == 130
 
     end = read_metrics(run, "epoch")[-1]["epoch"] + 1
-    cluster.submit("train", *options(*sets, "cluster.workers=2", f"train.epochs={end}"))
+    cluster.submit("train", *sets, f"train.epochs={end}")
     assert [row["epoch"] for row in read_metrics(run, "epoch")] == list(range(1, end + 1))
     check_history(wandb_logs(run, tmp_path), run)
     # Without any fault, on one machine, every step has the very same loss.
     alone = LocalStore(str(tmp_path / "alone"), tmp_path / "alone")
-    config = load_config(
-        [], [*TINY, *sets, "cluster.workers=1", "track.wandb=disabled", f"train.epochs={end}"]
-    )
+    config = load_config([cluster.config], [*sets, "track.wandb=disabled", f"train.epochs={end}"])
     train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), alone, alone.root)
     assert losses(run) == losses(alone)
 
@@ -275,11 +269,11 @@ class Watch:
 
 
 @contextmanager
-def watching(cluster: Cluster, run: ObjectStore, folder: Path, *more: str) -> Iterator[Watch]:
+def watching(cluster: Cluster, run: ObjectStore, folder: Path, *sets: str) -> Iterator[Watch]:
     """A training that is submitted and followed."""
     output = folder / "output.txt"
     process = subprocess.Popen(
-        cluster.command("train", *more),
+        cluster.command("train", *sets),
         env=cluster.environment,
         stdout=output.open("w"),
         stderr=subprocess.STDOUT,
