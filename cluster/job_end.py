@@ -51,7 +51,9 @@ def conclude(details: JobDetails) -> int:
             return 1
     reason = last_error(details.message or "")
     with_code = "" if code is None else f" with exit code {code}"
-    console.err.print(f"[bold red]error[/bold red] the job {job} failed{with_code}:", escape(reason))
+    console.err.print(
+        f"[bold red]error[/bold red] the job {job} failed{with_code}:", escape(reason.removeprefix("error "))
+    )
     if missing := _MISSING.search(reason):
         console.err.print(
             f"  install what bts-dist needs, {missing[1]} among it, into the Python of every node, or its image"

@@ -166,7 +166,7 @@ def test_the_error_of_a_log_is_its_last() -> None:
     ("status", "exit_code", "code", "said"),
     [
         ("SUCCEEDED", 0, 0, "job train-2 is done"),
-        ("FAILED", 2, 2, "failed with exit code 2: error x: nothing there"),
+        ("FAILED", 2, 2, "failed with exit code 2: x: nothing there"),
         ("FAILED", 1, 1, "failed with exit code 1"),
         ("FAILED", -9, 1, "failed with exit code -9"),
         ("FAILED", None, 1, "the job train-2 failed: "),

@@ -7,6 +7,7 @@ import pytest
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import named
+from cluster.cli import guarded
 from cluster.submission import STAGES, check_stage, entrypoint, make_submission
 from shards.errors import InputError
 
@@ -58,3 +59,18 @@ def test_the_command_line_survives_a_shell(config: Config) -> None:
     assert entrypoint(make_submission("train", config), "python") == (
         "python -m cluster.cli train --config config.yaml"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--set", "optim.lrr=1"], "did you mean optim.lr?"),
+        (["trian"], "'trian' is no stage that can be a job"),
+        (["score", "--model", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_sent(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(["submit", *words, "--address", "http://nobody.invalid:8265"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
