@@ -5,7 +5,6 @@ cable to this machine, which is gone with it, is seen here.  The processes that 
 all that runs in a host dies with its first process.
 """
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -16,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
 NAMESPACES = ["--net", "--uts", "--ipc", "--pid", "--mount"]
 BENCHMARK = IPv4Network("198.18.0.0/15")
@@ -74,14 +72,14 @@ class Host:
         """The command line that runs ``arguments`` here."""
         return ["nsenter", f"--target={_first(self.holder)}", *NAMESPACES, *map(str, arguments)]
 
-    def run(self, *arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end; it must succeed."""
-        options = {"timeout": 120, "env": self.network.environment} | options
+    def run(self, *arguments: str | Path) -> str:
+        """Run a command, which must succeed, and give what it prints."""
+        command, environment = self.command(*arguments), self.network.environment
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, check=False, **options
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done
+        return done.stdout
 
     def start(self, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         """Start a command, which ends with the host at the latest; its output is added to ``log``."""
@@ -94,16 +92,6 @@ class Host:
                 env=self.network.environment,
                 process_group=0,  # Ctrl-C is not for it
             )
-
-    def processes(self, title: str) -> list[int]:
-        """Numbers, as seen from here, of the host's processes whose command line has ``title`` in it."""
-        space = _pid_space(_first(self.holder))
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and _pid_space(int(entry.name)) == space:
-                    found += [int(entry.name)] if title.encode() in (entry / "cmdline").read_bytes() else []
-        return found
 
     def cut_off(self) -> None:
         """Pull its cable: it lives on, and nobody hears of it."""
@@ -128,9 +116,9 @@ class Network:
         try:
             self._switch = _hold()
             _inside(self._switch, _SWITCH)
-            self._connect(f"bts{os.getpid()}", os.getpid(), "outside")
-            _ip("address", "add", f"{self.address}/{self.net.prefixlen}", "dev", f"bts{os.getpid()}")
-            _ip("link", "set", f"bts{os.getpid()}", "up")
+            self._connect(self._cable, os.getpid(), "outside")
+            _ip("address", "add", f"{self.address}/{self.net.prefixlen}", "dev", self._cable)
+            _ip("link", "set", self._cable, "up")
         except BaseException:
             self.__exit__()
             raise
@@ -140,6 +128,8 @@ class Network:
         for host in self.hosts.values():
             host.kill()
         if self._switch is not None:
+            # Its end of the cable goes with it, but a moment later.
+            subprocess.run(["ip", "link", "delete", self._cable], capture_output=True, check=False)
             self._switch.kill()
             self._switch.wait()
 
@@ -148,6 +138,11 @@ class Network:
         """The addresses: another process's tests on this machine have others."""
         nets = list(BENCHMARK.subnets(new_prefix=28))
         return nets[os.getpid() % len(nets)]
+
+    @property
+    def _cable(self) -> str:
+        """What this machine's end of its cable is called; names have at most 15 characters."""
+        return f"bts{os.getpid()}"
 
     @property
     def address(self) -> str:
@@ -196,21 +191,24 @@ def _hold() -> "subprocess.Popen[bytes]":
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
-    end = time.monotonic() + 10
-    while not Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().strip():
+    # Only the shell finds them ready: what is mounted before that would be mounted on this machine too.
+    end = time.monotonic() + 30
+    while not _is_shell(holder):
         assert holder.poll() is None, "unshare fails"
         assert time.monotonic() < end, "unshare starts nothing"
         time.sleep(0.01)
     return holder
 
 
+def _is_shell(holder: "subprocess.Popen[bytes]") -> bool:
+    """Whether the namespaces' first process runs its script."""
+    children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()
+    return bool(children) and Path(f"/proc/{int(children)}/comm").read_text() == "sh\n"
+
+
 def _first(holder: "subprocess.Popen[bytes]") -> int:
     """The namespaces' process 1, as seen from here."""
     return int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
-
-
-def _pid_space(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/pid")
 
 
 def _inside(holder: "subprocess.Popen[bytes]", script: str) -> None:

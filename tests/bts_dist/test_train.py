@@ -1,6 +1,7 @@
 """Training learns, resumes bit for bit, stops when told to, and saves nothing that is no good."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -368,3 +369,20 @@ def test_only_the_first_rank_writes(config: Config, tmp_path: Path, monkeypatch:
     progress = train(with_overrides(config, {"train.epochs": 1}), second, run, run.root)
     assert progress.epoch == 1
     assert run.list() == []
+
+
+def test_a_machines_threads_are_divided_by_its_own_ranks(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, four = with_overrides(config, {"train.threads": None}), LocalRuntime(0, 4, 0, torch.device("cpu"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    before = torch.get_num_threads()
+    try:
+        for sharing, threads in ((None, 2), ("1", 8), ("2", 4)):
+            if sharing is not None:
+                monkeypatch.setenv("LOCAL_WORLD_SIZE", sharing)
+            module._set_up(own, four)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

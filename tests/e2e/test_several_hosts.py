@@ -113,7 +113,7 @@ def cluster(
         # Tests look at the store as its owner does.
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        for name, value in server.environment.items():
+        for name, value in {**server.environment, "XDG_CACHE_HOME": str(place / "cache")}.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=BUCKET.removeprefix("s3://"))
         there = ["--set", "cluster.runtime=local", "--set", f"data.shards={BUCKET}/shards"]
@@ -155,7 +155,9 @@ def test_each_rank_has_an_address_and_reads_the_store_itself(
     addresses = {node["node_id"]: node["node_ip"] for node in cluster.state("nodes")}
     ranks = [actor for actor in cluster.state("actors") if actor["class_name"] == "RayTrainWorker"]
     assert sorted(addresses[rank["node_id"]] for rank in ranks) == sorted(host.address for host in hosts)
-    # Of twelve shards each host has fetched those that its rank read, and the head none.
+    # Had they gone by their hosts' names, each would have found itself.
+    assert [host.run("getent", "hosts", host.name).split()[0] for host in hosts] == ["127.0.1.1"] * 2
+    # Each host has fetched the shards that its rank read, and the head none.
     kept = {
         host.name: len(list((host.own / "cache").glob("bts-dist/*.tar")))
         for host in cluster.ray.network.hosts.values()
