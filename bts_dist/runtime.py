@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bts_dist.interface import address_towards, use_interface
 from shards.errors import InputError
 
 Metrics = Mapping[str, float | int]
@@ -87,6 +88,9 @@ def torchrun_runtime() -> Iterator[LocalRuntime]:
             f"{here} processes and {torch.cuda.device_count()} GPUs on this node, and NCCL wants one for each; lower "
             "--nproc-per-node, or train on CPUs with CUDA_VISIBLE_DEVICES= in the environment"
         )
+    address = address_towards(os.environ.get("MASTER_ADDR", ""))
+    if address is not None:
+        use_interface(address)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield LocalRuntime(dist.get_rank(), dist.get_world_size(), local_rank, device, here)

@@ -1,13 +1,11 @@
 """How commands speak to people: progress bars on a terminal, plain lines elsewhere, tables and next steps."""
 
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -16,6 +14,7 @@ from rich.table import Table
 
 from bts_dist.account import TRAINING
 from bts_dist.flops import format_flops
+from cluster.live_record import LiveRecord
 from cluster.pace import Pace
 
 PLAIN_WIDTH = 400
@@ -115,10 +114,10 @@ def next_step(command: str) -> None:
 
 
 @contextmanager
-def follow_training(metrics: Path, title: str, epochs: int) -> Iterator[None]:
+def follow_training(record: LiveRecord, title: str, epochs: int) -> Iterator[None]:
     """Show a training run's own record as it grows, wherever its workers are."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(Growing(metrics), title, epochs, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(record, title, epochs, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -127,47 +126,13 @@ def follow_training(metrics: Path, title: str, epochs: int) -> Iterator[None]:
         thread.join()
 
 
-def _follow(record: "Growing", title: str, epochs: int, stop: threading.Event) -> None:
+def _follow(record: LiveRecord, title: str, epochs: int, stop: threading.Event) -> None:
     with progress(title) as update:
         ended = False
         while not ended:
             ended = stop.wait(0.5)
-            for row in record.new_rows():
+            for row in record.new_rows(last=ended):
                 _show_row(row, epochs, update)
-
-
-class Growing:
-    """A run's record, read as it grows beyond what there is now.
-
-    A resumed run drops the rows after its checkpoint and puts a new file in the place of the old one: what of it
-    has been read before is told by its rows' times.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode: int | None = None
-        self._position = 0
-        self._newest = 0.0
-        self.new_rows()
-
-    def new_rows(self) -> list[dict[str, Any]]:
-        if not self._path.is_file():
-            return []
-        with self._path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            replaced = inode != self._inode
-            if replaced:
-                self._inode, self._position = inode, 0
-            file.seek(self._position)
-            text = file.read()
-        # What follows the last newline is a row that is being written.
-        whole = text[: text.rfind(b"\n") + 1]
-        self._position += len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
-        if replaced:
-            rows = [row for row in rows if row["time"] > self._newest]
-        self._newest = max([self._newest, *(row["time"] for row in rows)])
-        return rows
 
 
 def _show_row(row: dict[str, Any], epochs: int, update: Update) -> None:

@@ -14,11 +14,12 @@ from bts_dist.config import Config
 from bts_dist.model import checkpoints_of, find_model, load_model, model_id
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
-from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe, workspace
+from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe
 from bts_dist.score import read_score
-from bts_dist.track import METRICS, read_metrics
+from bts_dist.track import read_metrics
 from bts_dist.wandb_stages import record_pack, record_score
 from cluster import console
+from cluster.live_record import LiveRecord
 from cluster.pack_job import packed_id, run_pack
 from cluster.score_job import run_scoring
 from cluster.train_job import final_progress, run_training
@@ -83,8 +84,7 @@ def train(config: Config) -> None:
     if record is not None and record["key"] == key and checkpoint.names(run):
         console.stage("train", f"up to date: {run.uri}, best checkpoint {record['best']}")
         return
-    metrics = workspace(run, config) / METRICS
-    with console.follow_training(metrics, "train", config.train.epochs):
+    with console.follow_training(LiveRecord(config), "train", config.train.epochs):
         progress = run_training(config, say)
     if config.cluster.runtime == "torchrun" and os.environ["RANK"] != "0":
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
@@ -22,6 +22,7 @@ from bts_dist.runtime import local_runtime, torchrun_runtime
 from bts_dist.train import check_fit, train
 from cluster.failures import FailureRecord, cause
 from cluster.fatal import EndAtOnce, fatal_error
+from cluster.process_group import NodeConfig
 from cluster.ray_runtime import ray_runtime
 from cluster.resources import check_resources, ray_cluster
 
@@ -75,7 +76,7 @@ def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallba
             train_worker,
             train_loop_config={"config": absolute(config).model_dump_json(), "owner": owner},
             # What waits for another rank may wait for that rank's reading of a slow store.
-            torch_config=TorchConfig(
+            torch_config=NodeConfig(
                 # NCCL wants a GPU for each rank; gloo takes tensors of a shared one as well.
                 backend="nccl" if placement.gpus >= 1 else "gloo",
                 timeout_s=math.ceil(config.store.deadline_s) + 60,

@@ -11,7 +11,7 @@ import boto3
 import hypothesis
 import pytest
 from fault_proxy import FaultProxy
-from swift_server import ACCESS_KEY, SECRET_KEY, SwiftServer, install
+from swift_server import SwiftServer, install
 
 # A busy machine is no fault of the code: by default Hypothesis fails an example that takes 200 ms.
 hypothesis.settings.register_profile("bts-dist", deadline=None)
@@ -30,29 +30,24 @@ class S3Server:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """The server at BTS_TEST_S3_ENDPOINT (with the usual AWS variables), or OpenStack Swift on this machine.
+def swift() -> Path:
+    """The programs of OpenStack Swift, installed once into BTS_TEST_CACHE, or ``~/.cache/bts-dist``."""
+    return install(Path(os.environ.get("BTS_TEST_CACHE", Path.home() / ".cache" / "bts-dist")))
 
-    Swift is installed once into BTS_TEST_CACHE, or ``~/.cache/bts-dist``.
-    """
+
+@pytest.fixture(scope="session")
+def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The server at BTS_TEST_S3_ENDPOINT (with the usual AWS variables), or OpenStack Swift on this machine."""
     endpoint = os.environ.get("BTS_TEST_S3_ENDPOINT")
     if endpoint:
         yield S3Server(endpoint, {"AWS_ENDPOINT_URL": endpoint}, boto3.client("s3", endpoint_url=endpoint))
         return
-    cache = os.environ.get("BTS_TEST_CACHE", Path.home() / ".cache" / "bts-dist")
-    with SwiftServer(install(Path(cache)), tmp_path_factory.mktemp("swift") / "server") as server:
-        environment = {
-            "AWS_ENDPOINT_URL": server.endpoint,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
+    programs = request.getfixturevalue("swift")
+    with SwiftServer(programs, tmp_path_factory.mktemp("swift") / "server") as server:
         with pytest.MonkeyPatch.context() as patch:
-            _set_environment(patch, environment)
+            _set_environment(patch, server.environment)
             client = boto3.client("s3")
-        yield S3Server(server.endpoint, environment, client)
+        yield S3Server(server.endpoint, server.environment, client)
 
 
 def _set_environment(patch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:

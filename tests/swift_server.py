@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("swift-requirements.txt")
+LOOPBACK = "127.0.0.1"
 ACCESS_KEY, SECRET_KEY = "test:tester", "testing"
 
 SWIFT_CONF = """\
@@ -32,7 +33,7 @@ default = yes
 
 COMMON = """\
 [DEFAULT]
-bind_ip = 127.0.0.1
+bind_ip = {address}
 bind_port = {port}
 workers = 0
 user = {user}
@@ -121,10 +122,14 @@ def install(folder: Path) -> Path:
 
 @dataclass
 class SwiftServer:
-    """Start with ``with``; leaving it stops the processes and removes the data."""
+    """Start with ``with``; leaving it stops the processes and removes the data.
+
+    It serves at ``address``, one of this machine's, and its parts speak to each other on the loopback.
+    """
 
     bin: Path
     folder: Path
+    address: str = LOOPBACK
     endpoint: str = ""
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -147,16 +152,33 @@ class SwiftServer:
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to use it, and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
     def _start(self) -> None:
         (self.folder / "devices" / "disk").mkdir(parents=True)
         os.setxattr(self.folder, "user.bts", b"Swift keeps metadata so; elsewhere try pytest --basetemp")
-        ports = _free_ports("account", "container", "object", "proxy")
+        ports = _free_ports(
+            {role: self._address(role) for role in ("account", "container", "object", "proxy")}
+        )
         self._configure(ports)
         for role in ports:
             self._launch(role)
         for role, port in ports.items():
             self._wait_for(role, port)
-        self.endpoint = f"http://127.0.0.1:{ports['proxy']}"
+        self.endpoint = f"http://{self.address}:{ports['proxy']}"
+
+    def _address(self, role: str) -> str:
+        return self.address if role == "proxy" else LOOPBACK
 
     def _configure(self, ports: dict[str, int]) -> None:
         account, name = ACCESS_KEY.split(":")
@@ -165,6 +187,7 @@ class SwiftServer:
             template = PROXY_CONF if role == "proxy" else STORAGE_CONF
             text = template.format(
                 role=role,
+                address=self._address(role),
                 port=port,
                 user=getpass.getuser(),
                 folder=self.folder,
@@ -190,23 +213,23 @@ class SwiftServer:
 
     def _wait_for(self, role: str, port: int) -> None:
         deadline = time.monotonic() + 60
-        while not _answers(port):
+        while not _answers(self._address(role), port):
             if time.monotonic() > deadline or any(process.poll() is not None for process in self._processes):
                 log = (self.folder / f"{role}.log").read_text(errors="replace")
                 raise RuntimeError(f"Swift's {role} server does not start:\n{log[-4000:]}")
             time.sleep(0.05)
 
 
-def _free_ports(*roles: str) -> dict[str, int]:
-    sockets = {role: socket.create_server(("127.0.0.1", 0)) for role in roles}
+def _free_ports(addresses: dict[str, str]) -> dict[str, int]:
+    sockets = {role: socket.create_server((address, 0)) for role, address in addresses.items()}
     ports = {role: opened.getsockname()[1] for role, opened in sockets.items()}
     for opened in sockets.values():
         opened.close()
     return ports
 
 
-def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def _answers(address: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
     try:
         connection.request("GET", "/healthcheck")
         return connection.getresponse().status > 0
