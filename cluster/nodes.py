@@ -22,6 +22,9 @@ from shards.errors import InputError
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` puts the cluster's config on the head."""
 
+NODE_GROUP = "ray.io/node-group"
+"""Ray's label of a node that names its group."""
+
 _MIRRORED = "node_"
 """With no autoscaler, Ray's monitor calls each node a type of its own, ``node_<id>``."""
 
@@ -32,12 +35,20 @@ def read_room() -> Room:
     reported = ray._private.state.state.get_cluster_config()
     if reported is not None and reported.node_group_configs:
         return Room(nodes, True, tuple(_group(group) for group in reported.node_group_configs))
-    if not (_old_autoscaler() or _new_autoscaler()):
+    if not (_grouped() or _old_autoscaler() or _new_autoscaler()):
         return Room(nodes)
     path = BOOTSTRAP.expanduser()
     if not (_on_head() and path.is_file()):
         return Room(nodes, True, None)
     return _bootstrapped(nodes, path)
+
+
+def _grouped() -> bool:
+    """Whether some node belongs to a group of which there may be more, as `ray up` and KubeRay tell each.
+
+    A head knows it from its first second on, before its autoscaler has reported anything.
+    """
+    return any(NODE_GROUP in node.get("Labels", {}) for node in ray.nodes())
 
 
 def _old_autoscaler() -> bool:
