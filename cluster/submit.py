@@ -32,7 +32,8 @@ def start(submission: Submission, dashboard: Dashboard) -> str:
         if _NO_AGENT in str(error):
             raise RuntimeError(
                 f"the head of {dashboard.url} takes no jobs: its agent does not run, as when another Ray on that "
-                "machine has the agent's port; start the head with another --dashboard-agent-listen-port, or wait if it is new"
+                "machine has the agent's port; start the head with another "
+                "--dashboard-agent-listen-port, or wait if it is new"
             ) from error
         raise
     return job
