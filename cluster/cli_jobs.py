@@ -137,8 +137,9 @@ def _run_here(stage: str, config: list[Path], overrides: list[str], model: str |
     console.stage("submit", "no address: the stage runs here, on a Ray cluster of this machine")
     options = [*(f"--config={path}" for path in config), *(f"--set={text}" for text in overrides)]
     options += [] if model is None else [f"--model={model}"]
-    app([stage, *options], standalone_mode=False)
-    return 0
+    # As ``guarded`` reads it: an exit code after Ctrl-C, and otherwise what the stage returned.
+    code = app([stage, *options], standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 def _find(address: str | None, config: Config) -> str | None:

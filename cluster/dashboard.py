@@ -52,7 +52,9 @@ class Dashboard(JobSubmissionClient):
                 raise InputError(
                     f"{url} is not the dashboard of a Ray cluster ({error}); {_RIGHT_ADDRESS}"
                 ) from error
-        _check_versions(url, self._server_ray_version, self.read("/api/v0/cluster_metadata")["pythonVersion"])
+        _check_version(url, "Ray", self._server_ray_version or "", ray.__version__)
+        python = self.read("/api/v0/cluster_metadata")["pythonVersion"]
+        _check_version(url, "Python", python, platform.python_version())
 
     @property
     def url(self) -> str:
@@ -103,6 +105,8 @@ _RIGHT_ADDRESS = (
 def find_url(address: str | None, configured: str | None) -> str | None:
     """Where the dashboard is: what ``--address`` says, then ``cluster.address``, then Ray's variables; or None.
 
+    ``cluster.address=auto`` is whatever the variables say, or else the cluster that this machine is a node of.
+
     An address that is not the dashboard's own, such as ``auto`` or ``host:6379``, is asked for it: from
     ``cluster.address`` and ``RAY_ADDRESS`` alone, since ``--address`` is the dashboard's.
 
@@ -111,7 +115,8 @@ def find_url(address: str | None, configured: str | None) -> str | None:
     """
     if address is not None and "://" not in address and address != "auto":
         address = f"http://{address}"
-    found = address or configured or next((os.environ[n] for n in ADDRESSES if os.environ.get(n)), None)
+    variable = next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), None)
+    found = address or (variable if variable and configured == "auto" else configured) or variable
     if found is None:
         return None
     if found.startswith(("http://", "https://")):
@@ -133,22 +138,17 @@ def _ask(address: str) -> str:
     return url
 
 
-def _check_versions(url: str, ray_version: str | None, python_version: str) -> None:
+def _check_version(url: str, name: str, theirs: str, ours: str) -> None:
     """Refuse a cluster on which this code has not been tried.
 
     Raises:
         InputError: its Ray or its Python is another one, the last figure aside.
     """
-    pairs = (
-        ("Ray", ray_version or "", ray.__version__),
-        ("Python", python_version, platform.python_version()),
-    )
-    for name, theirs, ours in pairs:
-        if theirs.split(".")[:2] != ours.split(".")[:2]:
-            raise InputError(
-                f"the cluster at {url} has {name} {theirs}, this machine {ours}; start the cluster with {name} "
-                f"{'.'.join(ours.split('.')[:2])}, or give the command where the versions are the cluster's"
-            )
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise InputError(
+            f"the cluster at {url} has {name} {theirs}, this machine {ours}; start the cluster with {name} "
+            f"{'.'.join(ours.split('.')[:2])}, or give the command where the versions are the cluster's"
+        )
 
 
 def _token_text(url: str, headers: dict[str, str]) -> str:

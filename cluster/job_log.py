@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,15 @@ from shards.errors import UnreachableError
 
 CHECK_S = 5.0
 """Seconds between two looks at the job itself, whose log may be silent because its connection is dead."""
+RETRY_S = 1.0
+"""Seconds before a log whose connection broke is asked for again."""
 OUTAGE_S = 120.0
 """How long a head that does not answer is waited for."""
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @dataclass
@@ -24,6 +32,8 @@ class JobLog:
     dashboard: Dashboard
     job: str
     printed: int = 0
+    """Characters of it that need no printing any more."""
+    write: Callable[[str], object] = _print
 
     def follow(self) -> Any:
         """Print what comes until the job has ended, and return Ray's ``JobDetails`` of it.
@@ -35,7 +45,7 @@ class JobLog:
 
     async def _follow(self) -> Any:
         while True:
-            connection = asyncio.create_task(self._print())
+            connection = asyncio.create_task(self._connect())
             try:
                 while not connection.done():
                     await asyncio.wait({connection}, timeout=CHECK_S)
@@ -46,21 +56,26 @@ class JobLog:
                 connection.cancel()
             details = await self._details()
             if details.status.is_terminal():
+                if connection.cancelled() or not connection.done() or not connection.result():
+                    self._say(await asyncio.to_thread(self.dashboard.get_job_logs, self.job), 0)
                 return details
-            await asyncio.sleep(1)
+            await asyncio.sleep(RETRY_S)
 
-    async def _print(self) -> None:
-        """Print the log over one connection: until its end, or until the connection breaks."""
+    async def _connect(self) -> bool:
+        """Print the log over one connection; whether it came to the log's end before it broke."""
         seen = 0
         try:
             async for text in self.dashboard.tail_job_logs(self.job):
-                fresh = text[max(0, self.printed - seen) :]
+                self._say(text, seen)
                 seen += len(text)
-                self.printed = max(self.printed, seen)
-                sys.stdout.write(fresh)
-                sys.stdout.flush()
         except (aiohttp.ClientError, RuntimeError):
-            return  # whether the job has ended is asked apart
+            return False  # whether the job has ended is asked apart
+        return True
+
+    def _say(self, text: str, start: int) -> None:
+        """Print what is new in a piece of the log that begins at its character ``start``."""
+        self.write(text[max(0, self.printed - start) :])
+        self.printed = max(self.printed, start + len(text))
 
     async def _details(self) -> Any:
         end = time.monotonic() + OUTAGE_S

@@ -59,6 +59,7 @@ def test_what_was_asked_for_comes_before_the_config_and_that_before_the_environm
     assert find_url(None, None) == "http://third:8265"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://second:8265")
     assert find_url(None, None) == "http://second:8265"
+    assert find_url(None, "auto") == "http://second:8265"
     assert find_url(None, "https://first") == "https://first"
     assert find_url("http://asked:8265/", "https://first") == "http://asked:8265"
     assert find_url("asked:8265", "https://first") == "http://asked:8265"

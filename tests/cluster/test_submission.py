@@ -7,7 +7,9 @@ import pytest
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import named
+from cluster import stages
 from cluster.cli import guarded
+from cluster.dashboard import ADDRESSES
 from cluster.submission import STAGES, check_stage, entrypoint, make_submission
 from shards.errors import InputError
 
@@ -74,3 +76,21 @@ def test_bad_input_is_refused_before_anything_is_sent(
 ) -> None:
     assert guarded(["submit", *words, "--address", "http://nobody.invalid:8265"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_an_address_the_stage_runs_here(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ADDRESSES:
+        monkeypatch.delenv(name, raising=False)
+    assert guarded(["submit", "verify", "--set", f"data.source={phantom}", "--set", "pack.workers=1"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no address: the stage runs here" in printed
+    assert f"{phantom}: 10 patients" in printed
+    assert guarded(["submit", "verify", "--set", f"data.source={tmp_path / 'none'}"]) == 2
+
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "verify", interrupted)
+    assert guarded(["submit", "verify", "--set", f"data.source={phantom}"]) == 130
