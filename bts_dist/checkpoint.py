@@ -263,7 +263,7 @@ def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
         for file in [*listed, FILES]:
             (dest / file).write_bytes(run.get(prefix + file))
     except MissingObject as error:
-        raise ValueError(f"{error} is missing") from error
+        raise ValueError(f"{error.key} is missing") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{FILES} is damaged") from error
     check(dest)
