@@ -169,16 +169,27 @@ def test_each_rank_has_an_address_and_reads_the_store_itself(
     assert sum(key.endswith("model.safetensors") for key in keys) == EPOCHS
 
 
-def test_the_model_is_scored_by_a_job(cluster: Cluster, trained: tuple[ObjectStore, str]) -> None:
-    run, _ = trained
+@pytest.fixture(scope="module")
+def scored(cluster: Cluster, trained: tuple[ObjectStore, str]) -> ObjectStore:
+    """The run, scored by another job."""
     cluster.submit("score", "run.name=two")
-    score = json.loads(run.get("score/score.json"))
+    return trained[0]
+
+
+def test_the_model_is_scored_by_a_job(scored: ObjectStore) -> None:
+    score = json.loads(scored.get("score/score.json"))
     manifest = json.loads(open_store(f"{BUCKET}/shards").get("manifest.json"))
     assert [patient["patient"] for patient in score["patients"]] == sorted(manifest["patients"]["test"])
+    assert [row["choice"] for row in score["inference"]["rows"]] == [
+        "mirror",
+        "ensemble",
+        "threshold",
+        "components",
+    ]
 
 
-def test_the_offline_record_reads_back(trained: tuple[ObjectStore, str], tmp_path: Path) -> None:
-    run, _ = trained
+def test_the_offline_record_reads_back(scored: ObjectStore, tmp_path: Path) -> None:
+    run = scored
     (log,) = wandb_logs(run, tmp_path)
     assert log.exit_code == 0
     assert log.name == "two"
@@ -188,6 +199,25 @@ def test_the_offline_record_reads_back(trained: tuple[ObjectStore, str], tmp_pat
     last = read_metrics(run, "epoch")[-1]
     assert log.summary["val/dice/patient"] == pytest.approx(last["val/dice/patient"])
     assert list(tmp_path.rglob("media/images/val/*.png")), "predictions are drawn"
+    assert {key.split("/")[1] for key in log.history[-1] if key.startswith("system/")} == {"node-0", "node-1"}
+    ((data,), models) = (
+        [each for each in log.artifacts if each.kind == kind] for kind in ("dataset", "model")
+    )
+    assert {alias for model in models for alias in model.aliases} >= {"best", "last"}
+    assert all(uri.startswith(f"{BUCKET}/shards/") for uri, _, _ in data.files.values())
+
+    (log,) = read_all(tmp_path, f"{wandb_id(run)}-score")
+    assert (log.job_type, log.group, log.exit_code) == ("score", "two", 0)
+    score = json.loads(run.get("score/score.json"))
+    assert log.summary["dice/patient"] == pytest.approx(score["metrics"]["dice/patient"]["mean"])
+    (table,) = (json.loads(path.read_text()) for path in tmp_path.rglob("media/table/patients*.table.json"))
+    at = table["columns"].index("dice")
+    assert sorted(row[at] for row in table["data"]) == sorted(p["dice"] for p in score["patients"])
+    assert {each.name for each in log.artifacts if each.used} == {data.name, models[0].name}
+    (made,) = (each for each in log.artifacts if each.kind == "score")
+    assert {uri for uri, _, _ in made.files.values()} == {
+        f"{run.uri}/score/{name}" for name in ("score.json", "patients.csv")
+    }
 
 
 def test_torchrun_trains_over_two_hosts(cluster: Cluster, trained: tuple[ObjectStore, str]) -> None:
