@@ -5,6 +5,7 @@ It is Ray's own: in ``RAY_AUTH_TOKEN``, in the file that ``RAY_AUTH_TOKEN_PATH``
 
 import os
 import secrets
+import sys
 from pathlib import Path
 
 MODE = "RAY_AUTH_MODE"
@@ -16,12 +17,15 @@ def token_file() -> Path:
 
 
 def use_token() -> None:
-    """Have this process send the token, where there is one.  It comes before Ray is imported, which reads it once.
+    """Have this process send the token, where there is one; a cluster that wants none ignores it."""
+    if MODE in os.environ or not (_given() or token_file().is_file()):
+        return
+    os.environ[MODE] = "token"
+    if "ray" in sys.modules:
+        # Ray reads the variable once, when it is imported.
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
-    A cluster that wants none ignores it.
-    """
-    if _given() or token_file().is_file():
-        os.environ.setdefault(MODE, "token")
+        Config.initialize("")
 
 
 def ensure_token() -> None:

@@ -28,7 +28,18 @@ def start(submission: Submission, dashboard: Dashboard) -> str:
         if any(known.submission_id == job for known in dashboard.list_jobs()):
             dashboard.stop_job(job)
         raise
+    except RuntimeError as error:
+        if _NO_AGENT in str(error):
+            raise RuntimeError(
+                f"the head of {dashboard.url} takes no jobs: its agent does not run, as when another Ray on that "
+                "machine has the agent's port; start the head with another "
+                "--dashboard-agent-listen-port, or wait if it is new"
+            ) from error
+        raise
     return job
+
+
+_NO_AGENT = "No available agent to submit job"
 
 
 def _send(submission: Submission, dashboard: Dashboard, job: str) -> None:

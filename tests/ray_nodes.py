@@ -87,8 +87,18 @@ class Nodes:
     def _start(self, *options: str) -> Node:
         path = self.folder.parent / f"node-{len(self.nodes)}.log"
         log = path.open("w")
+        # Ray's default is one port for all, and the node that does not get it takes no jobs.
+        agent = f"--dashboard-agent-listen-port={free_port()}"
         process = subprocess.Popen(
-            [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000", *options],
+            [
+                RAY,
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                "--object-store-memory=100000000",
+                agent,
+                *options,
+            ],
             stdout=log,
             stderr=log,
             text=True,
