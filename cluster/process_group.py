@@ -1,4 +1,7 @@
-"""Torch's process group over the nodes of a Ray cluster: each rank is reached where Ray reaches its node."""
+"""Torch's process group over the nodes of a Ray cluster: each rank is reached where Ray reaches its node.
+
+Ranks of one node alone go on as Gloo would have it, on most machines by the loopback.
+"""
 
 from typing import Any
 
@@ -27,7 +30,8 @@ class _NodeBackend(_TorchBackend):
             RayActorError: they did not find each other.  Ray starts the workers again.
             InputError: nor did they in the starts before.  It ends the training.
         """
-        worker_group.execute(_use_nodes_interface)
+        if len(set(worker_group.execute(ray.util.get_node_ip_address))) > 1:
+            worker_group.execute(_use_nodes_interface)
         try:
             super().on_start(worker_group, backend_config)
         except RayTaskError as error:
