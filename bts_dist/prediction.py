@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bts_dist import memory
 from bts_dist.config import Config
 from bts_dist.data import Batch
-from bts_dist.model import Model, ModelPlace, check_as_validated, model_id
+from bts_dist.model import Model, ModelPlace, check_as_validated, model_id, title
 from bts_dist.model_limits import check_finite, check_sides
 from bts_dist.predict import predict_slices
 from bts_dist.study import Study
@@ -160,7 +160,9 @@ def _record(place: ModelPlace, model: Model, config: Config, rows: Sequence[Row]
         "model": {
             "checkpoint": place.uri,
             "sha256": model_id(place, config.store),
+            "title": title(place, model),
             "epoch": model.progress.epoch,
+            "predicts": model.inference.describe(),
             "threshold": model.inference.threshold,
             "inference": model.inference.to_json(),
             "data id": model.progress.data_id,

@@ -223,6 +223,7 @@ def run_score(
     about: dict[str, Any] = {
         "threshold": model.inference.threshold,
         "checkpoint": title(place, model),
+        "predicts": model.inference.describe(),
         "inference": model.inference.to_json(),
         "data": {"shards": config.data.shards, "data id": manifest.data_id},
         "config": model.config.model_dump(mode="json"),

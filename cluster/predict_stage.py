@@ -47,6 +47,4 @@ def _show(record: dict[str, Any]) -> None:
             )
         )
     model = record["model"]
-    console.show_table(
-        f"Tumour by {model['checkpoint']} (epoch {model['epoch']}), threshold {model['threshold']}", rows
-    )
+    console.show_table(f"Tumour by {model['title']}: {model['predicts']}", rows)

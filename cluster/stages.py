@@ -197,7 +197,8 @@ def show_scores(result: dict[str, Any]) -> None:
         figures = _figure(m["mean"]), _figure(m["median"]), _interval(m)
         table.append((name, *figures, m["unit"] or "", str(m["n"]), m["rule"]))
     who = "Held-out test patients" if "leak" not in result else "Test slices of patients seen in training"
-    console.show_table(f"{who}, {result['checkpoint']}, threshold {result['threshold']}", table)
+    how = result.get("predicts") or f"threshold {result['threshold']}"
+    console.show_table(f"{who}, {result['checkpoint']}: {how}", table)
     parts = [("subgroup", "dice/patient", "median", "95 % interval", "patients", "which")]
     for kind, groups in result["subgroups"].items():
         for name, g in groups.items():

@@ -37,7 +37,7 @@ def scored(*dice: float) -> dict[str, object]:
 
 def test_scores_are_shown_with_units_subgroups_and_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed(monkeypatch, scored(1.0, 0.6))
-    assert "Held-out test patients, step-8 (epoch 1), threshold 0.5" in text
+    assert "Held-out test patients, step-8 (epoch 1): threshold 0.5" in text
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 2}
     assert re.search(r"│ 0\.8750 +│ 0\.8750 +│ 0\.7500 – 1\.0000 +│ +│ 2 ", lines["dice/patient"])
     assert "│ px " in lines["hd95/patient"]
