@@ -64,7 +64,8 @@ def test_torchruns_ranks_listen_where_they_reach_the_first(
     with socket.socket() as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
-    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": address, "MASTER_PORT": port}
+    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    given |= {"MASTER_ADDR": address, "MASTER_PORT": port}
     for variable, value in given.items():
         monkeypatch.setenv(variable, str(value))
     with torchrun_runtime():

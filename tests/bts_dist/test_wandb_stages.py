@@ -11,7 +11,7 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.track import wandb_id
 from bts_dist.wandb_stages import patient_table, record_score
-from shards.store import LocalStore
+from shards.store import LocalStore, open_store
 
 RESULT = {
     "metrics": {
@@ -49,7 +49,7 @@ def test_the_record_goes_to_the_bucket_and_refers_to_it(
     config: Config, bucket: Bucket, tmp_path: Path
 ) -> None:
     offline = with_overrides(config, {"track.wandb": "offline", "track.group": "cohort"})
-    record_score(offline, bucket, "score", RESULT, [(bucket, NAME)])
+    record_score(offline, bucket, "score", RESULT, [(bucket, NAME)], open_store(config.data.shards))
     [log] = read_all(tmp_path / "bucket", f"{wandb_id(bucket)}-score")
     assert (log.job_type, log.group, log.name, log.exit_code) == ("score", "cohort", "run score", 0)
     assert log.summary["dice/patient"] == 0.75
@@ -63,7 +63,7 @@ def test_the_record_goes_to_the_bucket_and_refers_to_it(
 
 
 def test_without_wandb_the_figures_still_stand_beside_the_score(config: Config, bucket: Bucket) -> None:
-    record_score(config, bucket, "score", RESULT, [(bucket, NAME)])
+    record_score(config, bucket, "score", RESULT, [(bucket, NAME)], None)
     row = json.loads(bucket.get("score/metrics.jsonl"))
     assert (row["kind"], row["dice/patient"]) == ("score", 0.75)
     assert bucket.list("wandb") == []

@@ -47,7 +47,7 @@ def test_the_same_command_again_does_nothing_over(finished: tuple[Path, str], bt
     folder, _ = finished
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     printed = bts(folder, "run", "--config", "tiny.yaml").stdout
-    for stage in ("pack", "tune", "train", "score"):
+    for stage in ("pack", "tune", "train", "choose", "score"):
         assert f"{stage}  up to date" in printed
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
 

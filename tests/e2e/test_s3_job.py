@@ -41,4 +41,4 @@ def test_the_job_on_object_storage_learns_what_the_job_on_disk_learns(
     keys = [entry.key for entry in remote.list()]
     assert "report.html" in keys
     assert any(key.startswith("wandb/") and key.endswith(".wandb") for key in keys)
-    assert bts(folder, "run", *there).stdout.count("up to date") == 3
+    assert bts(folder, "run", *there).stdout.count("up to date") == 4
