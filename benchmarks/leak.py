@@ -66,10 +66,12 @@ def settings(config: Config) -> tuple[list[str], list[str]]:
             "patient: set split.kind=patient and split.fold=null"
         )
     shares = ", ".join(f"{key}: {getattr(split, key)}" for key in ("seed", "train", "val", "test"))
-    by_slice = [f"split={{kind: slice, {shares}}}", f"data.shards={config.data.shards}-by-slice"]
+    # Both predict as they were validated: what each might choose for itself is no part of the comparison.
+    same = ["tune.trials=0", "score.choices=[]"]
+    by_slice = [f"split={{kind: slice, {shares}}}", f"data.shards={config.data.shards.rstrip('/')}-by-slice"]
     return (
-        ["tune.trials=0", f"run.name={name}-by-patient"],
-        ["tune.trials=0", f"run.name={name}-by-slice", *by_slice],
+        [*same, f"run.name={name}-by-patient"],
+        [*same, f"run.name={name}-by-slice", *by_slice],
     )
 
 

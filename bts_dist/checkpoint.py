@@ -281,7 +281,8 @@ def fetch_newest(run: ObjectStore, dest: Path, note: Note) -> Path | None:
 
 
 def prune(run: ObjectStore, newest: str, keep: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints, ``newest`` the first, and the best one that each of them names.
+    """Delete all but the ``keep`` newest checkpoints, ``newest`` the first, the best one that each of them names, and
+    those that a kept one was chosen to be averaged with.
 
     Whichever of the kept ones training resumes from, its best one is there.  What lies beyond ``newest`` was passed
     over as damaged when training resumed before it, and goes.
@@ -289,8 +290,10 @@ def prune(run: ObjectStore, newest: str, keep: int) -> None:
     found = names(run)
     kept = [name for name in found if _order(name) <= _order(newest)][:keep]
     best = {_best_of(run, name) for name in kept}
+    spared = {*kept, *best}
+    spared |= {member for name in spared if name is not None for member in _averaged_with(run, name)}
     for name in found:
-        if name in kept or name in best:
+        if name in spared:
             continue
         # Without files.json it no longer counts, so a kill half-way leaves nothing to trust.
         run.delete(f"{FOLDER}/{name}/{FILES}")
@@ -304,6 +307,15 @@ def _best_of(run: ObjectStore, name: str) -> str | None:
     except (MissingObject, ValueError, KeyError):
         return None  # damaged: nothing will resume from it
     return best
+
+
+def _averaged_with(run: ObjectStore, name: str) -> list[str]:
+    """Checkpoints of this run that ``bts_dist.inference`` has recorded as members of one's ensemble."""
+    try:
+        members = json.loads(run.get(f"inference/{name}.json"))["members"]
+        return [member["uri"].removeprefix(f"{FOLDER}/") for member in members]
+    except (MissingObject, ValueError, KeyError, TypeError):
+        return []  # nothing was chosen for it
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,6 +19,7 @@ from bts_dist.config import ScoreConfig
 from bts_dist.counts import Counts, Mask
 from bts_dist.estimates import Draws, interval
 from bts_dist.inference import Inference
+from bts_dist.subgroups import FEWEST
 from bts_dist.validate import THRESHOLDS
 
 LEAST_GAIN = 0.001
@@ -128,7 +129,9 @@ def _choose(
     # Sums of the same numbers in another order differ in the last bits: equal to 1e-12 is equal, and earlier wins.
     best = next(place for place in others if means[place] >= means[others].max() - 1e-12)
     gain = float(means[best] - means[now])
-    low, high = interval(draws @ (along[:, best] - along[:, now]) / len(along))
+    low, high = None, None
+    if len(along) >= FEWEST:
+        low, high = interval(draws @ (along[:, best] - along[:, now]) / len(along))
     taken = gain > max(least - 1e-12, 1e-12)
     row = {
         "choice": name,

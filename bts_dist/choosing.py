@@ -8,14 +8,20 @@ import numpy as np
 import torch
 
 from bts_dist import checkpoint, memory
-from bts_dist.checkpoint import Progress
 from bts_dist.choices import Axes, count_ways, decide, make_axes
 from bts_dist.config import Config
 from bts_dist.counts import Counts
 from bts_dist.data import SampleSource
 from bts_dist.estimates import draw
-from bts_dist.inference import Inference, write_inference
-from bts_dist.model import ModelPlace, check_alike, checkpoint_id, find_model, load_checkpoint
+from bts_dist.inference import Inference, Member, write_inference
+from bts_dist.model import (
+    ModelPlace,
+    check_alike,
+    check_mirror,
+    checkpoint_id,
+    find_model,
+    load_checkpoint,
+)
 from bts_dist.predict import patient_logits, truth_of
 from bts_dist.runtime import pick_device
 from shards.errors import InputError
@@ -49,24 +55,32 @@ def find_members(place: ModelPlace, config: Config) -> list[ModelPlace]:
     """
     if "ensemble" not in config.score.choices:
         return [place]
-    cpu = torch.device("cpu")
-    own = load_checkpoint(place, config.store, cpu)
     kept = [
         ModelPlace(place.run, name)
         for name in checkpoint.names(open_store(place.run, config.store))
         if name != place.name
     ]
-    epochs = [each for each in kept if _ends_an_epoch(load_checkpoint(each, config.store, cpu).progress)]
+    epochs = [each for each in kept if _ends_an_epoch(each, config)]
+    own = load_checkpoint(place, config.store, torch.device("cpu"))
+    return [place, *epochs, *find_further(config, own.config, own.progress.data_id)]
+
+
+def find_further(config: Config, trained: Config, data_id: str) -> list[ModelPlace]:
+    """The best checkpoints of ``score.ensemble``, for a model that was, or will be, trained on a data set.
+
+    Raises:
+        InputError: one has no checkpoint, or saw other data or another network.
+    """
     further = [find_model(uri, config.store) for uri in config.score.ensemble]
     for each in further:
-        other = load_checkpoint(each, config.store, cpu)
-        check_alike(own, [other])
-        if other.progress.data_id != own.progress.data_id:
+        other = load_checkpoint(each, config.store, torch.device("cpu"))
+        check_alike(trained, [other])
+        if other.progress.data_id != data_id:
             raise InputError(
                 f"score.ensemble: {each.run} was trained on data set {other.progress.data_id}, this run on "
-                f"{own.progress.data_id}; name runs of the same data set, whose validation patients are the same"
+                f"{data_id}; name runs of the same data set, whose validation patients are the same"
             )
-    return [place, *epochs, *further]
+    return further
 
 
 def run_choosing(
@@ -81,7 +95,9 @@ def run_choosing(
     Raises:
         InputError: as ``find_members``; or ``data.shards`` is not the data set of the training.
     """
-    own = load_checkpoint(place, config.store, torch.device("cpu")).progress
+    model = load_checkpoint(place, config.store, torch.device("cpu"))
+    check_mirror(config, model)
+    own = model.progress
     data = PackedData(config.data.shards, config.store)
     if data.manifest.data_id != own.data_id:
         raise InputError(
@@ -90,6 +106,8 @@ def run_choosing(
         )
     members = find_members(place, config)
     axes = make_axes(config.score, len(members), own.threshold)
+    if data.manifest.splits_patients:
+        axes = replace(axes, components=("all",))  # there are gaps between the slices
     patients = data.training("val").index.patients()
     parts = min(max(workers, len(patients) // 2), len(patients))
     dealt = [tuple(patients[i::parts]) for i in range(parts)]
@@ -105,7 +123,10 @@ def run_choosing(
     found, tried, num_members = decide([counted[patient] for patient in patients], axes, draws)
     found = replace(
         found,
-        members=tuple(_name(member, place) for member in members[1:num_members]),
+        members=tuple(
+            Member(_name(member, place), checkpoint_id(member, config.store))
+            for member in members[1:num_members]
+        ),
         chosen={**tried, "choices": list(config.score.choices), "ensemble": list(config.score.ensemble)},
     )
     write_inference(
@@ -151,12 +172,17 @@ def _check_finite(patient: str, members: Sequence[ModelPlace], logits: Sequence[
     for place, own in zip(members, logits, strict=True):
         if not np.isfinite(own.numpy()).all():
             raise InputError(
-                f"{patient}: the output of {place.uri} is not finite; the checkpoint is of no use, train again"
+                f"{patient}: the output of {place.uri} is not finite; leave it out of score.ensemble, or leave "
+                "ensemble out of score.choices; the model's own checkpoint is of no use then, train again"
             )
 
 
-def _ends_an_epoch(progress: Progress) -> bool:
-    """Whether the weights are those that a validation saw."""
+def _ends_an_epoch(place: ModelPlace, config: Config) -> bool:
+    """Whether a checkpoint is whole and its weights are those that a validation saw."""
+    try:
+        progress = load_checkpoint(place, config.store, torch.device("cpu")).progress
+    except InputError:
+        return False  # what a killed upload has left, which training passes over as well
     return progress.epoch > 0 and progress.loss_sum == 0
 
 

@@ -35,8 +35,8 @@ NO_SITE = "unknown"
 
 _NAMES = {"pre": "pre-contrast", "flair": "FLAIR", "post": "post-contrast"}
 QUANTITIES = {
-    **{f"mean_{name}": f"{_NAMES[name]}: mean of the volume, grey levels" for name in SEQUENCES},
-    **{f"std_{name}": f"{_NAMES[name]}: standard deviation, grey levels" for name in SEQUENCES},
+    **{f"mean_{name}": f"{_NAMES[name]}: mean of the head, grey levels" for name in SEQUENCES},
+    **{f"std_{name}": f"{_NAMES[name]}: standard deviation of the head, grey levels" for name in SEQUENCES},
     "slices": "slices per patient",
     "tumour_slices": "share of slices with tumour",
     "tumour_pixels": "tumour pixels per patient",
@@ -89,7 +89,7 @@ def summarise(reader: SplitReader) -> Cohort:
     for sample in first.tolist():
         institutions[index.institution[sample]] = institutions.get(index.institution[sample], 0) + 1
     figures = []
-    for number in range(0, len(names), -(-len(names) // MOST_READ)):
+    for number in np.unique(np.linspace(0, len(names) - 1, min(MOST_READ, len(names))).round().astype(int)):
         sample = int(first[number])
         facts = reader.read_facts(sample)
         levels = index.mean[sample].tolist(), index.std[sample].tolist()

@@ -266,8 +266,8 @@ class ClusterConfig(Section):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """null is one where the cluster has, or can start, GPUs enough for (the fewest of) ``workers`` and torch is built
-    for them, and none elsewhere.  0 trains on CPUs; below 1 several workers share a GPU.  Workers with a GPU each speak
-    NCCL, others gloo."""
+    for them (here, where the cluster is started here), and none elsewhere.  0 trains on CPUs; below 1 several workers
+    share a GPU.  Workers with a GPU each speak NCCL, others gloo."""
     placement: Literal["pack", "spread"] = "pack"
     """``pack`` puts workers on as few nodes as have room, where gradients travel fastest; ``spread`` on as many, so
     that a lost node costs fewer of them.  Neither is waited for."""
@@ -336,6 +336,11 @@ class Config(Section):
             raise ValueError(
                 f"data.image_size is {self.data.image_size}; with model.depth {self.model.depth} it must be "
                 f"a multiple of {step}"
+            )
+        if self.score.ensemble and isinstance(self.split, HoldoutSplit) and self.split.fold == "all":
+            raise ValueError(
+                "score.ensemble with split.fold=all: each fold has validation patients of its own, and no "
+                "other run has the same; leave score.ensemble empty"
             )
         if self.train.deterministic and self.model.norm == "batch":
             raise ValueError(

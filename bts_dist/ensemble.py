@@ -21,9 +21,14 @@ class Ensemble(nn.Module):
         return torch.stack([network(x_BCHW).float() for network in self.networks]).mean(dim=0)
 
 
+def networks_of(network: nn.Module) -> list[nn.Module]:
+    """The networks in what ``ensemble`` gave."""
+    return list(network.networks) if isinstance(network, Ensemble) else [network]
+
+
 def num_networks(network: nn.Module) -> int:
     """How many networks there are in what ``ensemble`` gave."""
-    return len(network.networks) if isinstance(network, Ensemble) else 1
+    return len(networks_of(network))
 
 
 def ensemble(networks: Sequence[nn.Module]) -> nn.Module:

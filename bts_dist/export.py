@@ -186,7 +186,7 @@ def _write_words(
         "checkpoint": place.name,
         "epoch": model.progress.epoch,
         "weights": "moving average" if model.config.optim.ema is not None else "as trained",
-        "inference": model.inference.to_json(),
+        "inference": _without_places(model.inference.to_json()),
         "data_id": model.progress.data_id,
         "parity": {
             "slices": slices.description,
@@ -203,6 +203,12 @@ def _write_words(
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def _without_places(inference: dict[str, Any]) -> dict[str, Any]:
+    """Members by the names of their runs and checkpoints: where they lie is nobody's business."""
+    named = ["/".join(member["uri"].split("/")[-3::2]) for member in inference["members"]]
+    return {key: value for key, value in inference.items() if key != "ensemble"} | {"members": named}
 
 
 @contextmanager

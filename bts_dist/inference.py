@@ -4,11 +4,12 @@ Scoring, prediction and export all read it from here, so that none of them predi
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from bts_dist.components import Keep, keep_components
 from bts_dist.counts import Mask
@@ -16,6 +17,18 @@ from shards.errors import InputError
 from shards.store import MissingObject, ObjectStore
 
 FOLDER = "inference"
+
+_KEEP: TypeAdapter[Keep] = TypeAdapter(Keep)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A further checkpoint whose logits are averaged with the model's own."""
+
+    uri: str
+    """Where it lies; of the same run without the run."""
+    id: str
+    """The hash of its list of files when it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,7 @@ class Inference:
     """Whether the prediction of the left-right flipped slice is averaged in."""
     keep: Keep = "all"
     """Which components of the mask are kept."""
-    members: tuple[str, ...] = ()
-    """Further checkpoints whose logits are averaged with the model's own; one of the same run without the run."""
+    members: tuple[Member, ...] = ()
     chosen: dict[str, Any] | None = field(default=None, compare=False)
     """What was tried on the validation patients and what it gave, in plain values; None where nothing was."""
 
@@ -48,6 +60,8 @@ class Inference:
                 if self.keep == "largest"
                 else f"components of {self.keep} voxels or more"
             )
+        if self.chosen is None:
+            words.append("as validated")
         return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +70,7 @@ class Inference:
             "threshold": self.threshold,
             "mirror": self.mirror,
             "components": self.keep,
-            "members": list(self.members),
+            "members": [asdict(member) for member in self.members],
             **(self.chosen or {}),
         }
 
@@ -92,11 +106,12 @@ def read_inference(run: ObjectStore, name: str, checkpoint_id: str) -> Inference
         found = Inference(
             float(record.pop("threshold")),
             bool(record.pop("mirror")),
-            record.pop("components"),
-            tuple(record.pop("members")),
+            _KEEP.validate_python(record.pop("components"), strict=True),
+            tuple(Member(**member) for member in record.pop("members")),
             record,
         )
-        assert {"rows", "choices", "ensemble"} <= record.keys()
+        for name in ("rows", "choices", "ensemble"):
+            record[name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run.uri}/{_key(name)} is damaged ({error!r}); delete it and {remedy}") from error
     if of != checkpoint_id:

@@ -1,6 +1,7 @@
 """A trained model: where it lies, and what it takes to predict with it in the way that was chosen for it."""
 
 import hashlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from torch import nn
 from bts_dist import checkpoint
 from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
-from bts_dist.ensemble import ensemble
-from bts_dist.inference import Inference, inference_bytes, read_inference
+from bts_dist.ensemble import ensemble, networks_of
+from bts_dist.inference import Inference, Member, inference_bytes, read_inference
 from bts_dist.run import absolute_uri
 from bts_dist.unet import make_unet
-from shards.config import StoreConfig
+from shards.config import HoldoutSplit, StoreConfig
 from shards.errors import InputError
 from shards.store import MissingObject, ObjectStore, join_uri, open_store
 
@@ -90,8 +91,8 @@ def load_model(place: ModelPlace, store: StoreConfig, device: torch.device) -> M
     chosen = read_inference(run, place.name, checkpoint_id(place, store))
     if chosen is None:
         return model
-    members = [load_checkpoint(member_place(place, uri), store, device) for uri in chosen.members]
-    check_alike(model, members)
+    members = [_load_member(place, member, store, device) for member in chosen.members]
+    check_alike(model.config, members)
     network = ensemble([model.network, *(member.network for member in members)])
     return replace(model, network=network.eval(), config=_as_chosen(model.config, chosen), inference=chosen)
 
@@ -120,7 +121,7 @@ def checkpoints_of(place: ModelPlace, store: StoreConfig) -> list[ModelPlace]:
     if place.name == FOLDS:
         return [each for uri in _fold_runs(run) for each in checkpoints_of(find_model(uri, store), store)]
     chosen = read_inference(run, place.name, checkpoint_id(place, store))
-    return [place, *(member_place(place, uri) for uri in (chosen.members if chosen else ()))]
+    return [place, *(member_place(place, member.uri) for member in (chosen.members if chosen else ()))]
 
 
 def member_place(place: ModelPlace, uri: str) -> ModelPlace:
@@ -129,12 +130,23 @@ def member_place(place: ModelPlace, uri: str) -> ModelPlace:
     return ModelPlace(parent.rstrip("/") or place.run, name)
 
 
-def check_alike(model: Model, members: Sequence[Model]) -> None:
-    """Raise ``InputError`` where members of an ensemble differ in network or in what it sees."""
+def _load_member(place: ModelPlace, member: Member, store: StoreConfig, device: torch.device) -> Model:
+    found = member_place(place, member.uri)
+    if checkpoint_id(found, store) != member.id:
+        # Another training may lie there now, which has seen who knows whom.
+        raise InputError(
+            f"{found.uri} is another checkpoint than the one that {place.uri} was chosen to be averaged with; give "
+            "the run's `bts train` command again, which chooses anew"
+        )
+    return load_checkpoint(found, store, device)
+
+
+def check_alike(config: Config, members: Sequence[Model]) -> None:
+    """Raise ``InputError`` where members of an ensemble differ from ``config`` in network or in what it sees."""
     for member in members:
         for key, one, other in (
-            ("model", model.config.model, member.config.model),
-            ("data.image_size", model.config.data.image_size, member.config.data.image_size),
+            ("model", config.model, member.config.model),
+            ("data.image_size", config.data.image_size, member.config.data.image_size),
         ):
             if one != other:
                 raise InputError(
@@ -145,7 +157,8 @@ def check_alike(model: Model, members: Sequence[Model]) -> None:
 def title(place: ModelPlace, model: Model) -> str:
     """The model in words, for the head of a table."""
     if place.name == FOLDS:
-        return f"{len(model.inference.members)} folds' models together"
+        assert isinstance(model.config.split, HoldoutSplit)
+        return f"{model.config.split.folds} folds' models together"
     more = len(model.inference.members)
     others = f" and {more} more" if more else ""
     return f"{place.name} (epoch {model.progress.epoch}){others}"
@@ -179,22 +192,35 @@ def model_id(place: ModelPlace, store: StoreConfig) -> str:
 
 def check_as_validated(config: Config, model: Model) -> None:
     """Raise ``InputError`` where predictions are asked for in another way than was chosen for the model."""
+    check_mirror(config, model)
     now, before = config.score, model.config.score
-    if now.mirror != before.mirror:
-        raise InputError(
-            f"score.mirror is {now.mirror}, but epoch and threshold of this model were chosen with {before.mirror}; "
-            f"leave it as it was, or train with score.mirror={now.mirror}"
-        )
+    if model.inference.chosen is None:
+        if now.ensemble:
+            raise InputError(
+                "score.ensemble is set, but nothing has been chosen for this model; give the run's `bts train` command "
+                "with it, which then only chooses"
+            )
+        return
     for key, wanted, had in (
         ("choices", now.choices, before.choices),
         ("ensemble", _absolute(now.ensemble), _absolute(before.ensemble)),
     ):
-        if wanted != had:
+        if set(wanted) != set(had):
             raise InputError(
                 f"score.{key} is [{', '.join(wanted)}], but how this model predicts was chosen with "
                 f"[{', '.join(had)}]; leave it as it was, or give the run's `bts train` command with it, which "
                 "then only chooses anew"
             )
+
+
+def check_mirror(config: Config, model: Model) -> None:
+    """Raise ``InputError`` where validation mirrored otherwise than ``config`` says."""
+    now, before = config.score.mirror, model.config.score.mirror
+    if now != before:
+        raise InputError(
+            f"score.mirror is {now}, but epoch and threshold of this model were chosen with {before}; leave it as it "
+            f"was, or train with score.mirror={now}"
+        )
 
 
 def _absolute(uris: Sequence[str]) -> tuple[str, ...]:
@@ -210,27 +236,35 @@ def _as_chosen(config: Config, chosen: Inference) -> Config:
 
 def _fold_runs(run: ObjectStore) -> list[str]:
     """The runs of a cross-validation that have checkpoints."""
-    inner = f"/{checkpoint.FOLDER}/"
-    names = {e.key.partition(inner)[0] for e in run.list(f"{FOLDS}/") if inner in e.key}
-    return [join_uri(run.uri, name) for name in sorted(names)]
+    # Below a fold's run there may be a search, whose trials have checkpoints too.
+    found = (re.match(rf"({FOLDS}/[^/]+)/{checkpoint.FOLDER}/", e.key) for e in run.list(f"{FOLDS}/"))
+    return [join_uri(run.uri, name) for name in sorted({match[1] for match in found if match})]
 
 
 def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> Model:
     """The folds' models as one.
 
     No patient is unseen by all of them, so nothing can be chosen for them together: the threshold is the median of
-    theirs, and the rest is what most of them chose.  What their patients are like is told by the first fold's.
+    theirs, and the rest is what most of them chose.  All their networks are averaged, those of a fold's ensemble too.
+    What their patients are like is told by the first fold's.
     """
-    uris = _fold_runs(run)
-    places = [find_model(uri, store) for uri in uris]
+    places = [find_model(uri, store) for uri in _fold_runs(run)]
     models = [load_model(place, store, device) for place in places]
-    check_alike(models[0], models[1:])
+    check_alike(models[0].config, models[1:])
+    split = models[0].config.split
+    if not isinstance(split, HoldoutSplit) or split.folds != len(models):
+        raise InputError(
+            f"{run.uri} has models of {len(models)} folds and not of all; give its `bts run` command again, which does "
+            "what is left"
+        )
     ways = [model.inference for model in models]
+    parts = [each for place in places for each in checkpoints_of(place, store)]
     inference = Inference(
         float(np.median([way.threshold for way in ways])),
         2 * sum(way.mirror for way in ways) > len(ways),
         Counter(way.keep for way in ways).most_common(1)[0][0],
-        tuple(place.uri for place in places),
+        tuple(Member(each.uri, checkpoint_id(each, store)) for each in parts[1:]),
+        {"rows": [], "choices": list(models[0].config.score.choices), "ensemble": []},
     )
     progress = replace(
         models[0].progress,
@@ -238,5 +272,5 @@ def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> M
         data_id=hashlib.sha256("".join(m.progress.data_id for m in models).encode()).hexdigest()[:16],
         patients=sorted({patient for model in models for patient in model.progress.patients}),
     )
-    network = ensemble([model.network for model in models])
+    network = ensemble([own for model in models for own in networks_of(model.network)])
     return Model(network.eval(), models[0].config, progress, device, inference)

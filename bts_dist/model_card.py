@@ -27,7 +27,7 @@ CARD = "MODEL_CARD.md"
 
 _PURPOSE = {
     "train": "moving the weights",
-    "val": "choosing epoch and threshold",
+    "val": "choosing epoch and way of predicting",
     "test": "scoring, nothing else",
 }
 
@@ -60,11 +60,13 @@ def is_validated(model: Model) -> bool:
 
 
 def scores_of(run: ObjectStore, place: ModelPlace, model: Model) -> list[dict[str, Any]]:
-    """Every ``score.json`` of the run that is of this checkpoint, that of its own data set first."""
+    """Every ``score.json`` of the run that is of this checkpoint as it predicts now, that of its own data set first."""
     folders = sorted({e.key.split("/")[0] for e in run.list("score") if e.key.endswith("/score.json")})
     found = [read_score(run, folder) for folder in folders]
     own = title(place, model)
-    return [score for score in found if score["checkpoint"] == own]
+    # Older scores do not say how they predicted, and were made as validated.
+    way = model.inference.to_json()
+    return [s for s in found if s["checkpoint"] == own and s.get("inference", way) == way]
 
 
 def _content(facts: CardFacts) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from bts_dist import charts, cohort_table, gallery, ratio_charts, score_tables
 from bts_dist.charts import Row, is_number
-from bts_dist.inference import Inference
+from bts_dist.inference import Inference, Member
 from bts_dist.score_tables import columns, identity, in_order, metric, table
 from shards import picture
 from shards.errors import InputError
@@ -119,7 +119,8 @@ def _choices(found: Row | None) -> dict[str, Any] | None:
     """What was chosen on validation patients; None where nothing was, or each fold chose for itself."""
     if not found or not found.get("rows"):
         return None
-    way = Inference(found["threshold"], found["mirror"], found["components"], tuple(found["members"]))
+    members = tuple(Member(**each) for each in found["members"])
+    way = Inference(found["threshold"], found["mirror"], found["components"], members, dict(found))
     return {"words": way.describe(), "patients": found["patients"], "rows": found["rows"]}
 
 

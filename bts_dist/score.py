@@ -97,6 +97,11 @@ def check_unseen(model: Progress, data: PackedData) -> list[str]:
             f"{seen[0]}); their scores would mean nothing. Score on the data set the model was trained with, or "
             "on other patients"
         )
+    if data.manifest.splits_patients and model.data_id != data.manifest.data_id:
+        raise InputError(
+            f"{data.store.uri} is split by slice: its volumes have gaps, and scores of them mean nothing; pack the "
+            "patients with split.kind=none"
+        )
     return patients
 
 

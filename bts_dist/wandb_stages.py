@@ -60,7 +60,8 @@ def record_score(
     patients, None for a cross-validation, where each fold has one and the models' runs name them.
     """
     figures = {name: row["mean"] for name, row in result["metrics"].items() if row["mean"] is not None}
-    row = {"kind": "score", "time": round(time.time(), 3), **figures}
+    marks = {"leak": result["leak"]} if "leak" in result else {}
+    row = {"kind": "score", "time": round(time.time(), 3), **marks, **figures}
     run.put(f"{folder}/{METRICS}", (json.dumps(row) + "\n").encode())
     if config.track.wandb == "disabled":
         return
@@ -73,6 +74,9 @@ def record_score(
         table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
         shown = table_file(wandb_run, "patients", table, step)
         wandb_run.log({**figures, "patients": shown}, step=step)
+        if "leak" in result:
+            wandb_run.summary["leak"] = result["leak"]
+            wandb_run.tags = (*(wandb_run.tags or ()), "leak")
         for name, found in result["metrics"].items():
             wandb_run.summary.update({f"{name}/{bound}": found[bound] for bound in ("low", "high")})
         if data is not None:

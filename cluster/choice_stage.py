@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from bts_dist.choosing import find_further, find_members
 from bts_dist.compose import config_hash
 from bts_dist.config import Config
 from bts_dist.inference import Inference, inference_bytes
@@ -22,10 +23,10 @@ def choose(config: Config) -> None:
     if config.cluster.runtime == "torchrun" and os.environ["RANK"] != "0":
         return
     run, place = open_run(config), find_model(run_uri(config), config.store)
-    further = [find_model(uri, config.store) for uri in config.score.ensemble]
     key = config_hash(
         {
-            "checkpoints": [checkpoint_id(each, config.store) for each in (place, *further)],
+            # Training on, or again, leaves other checkpoints to choose from.
+            "checkpoints": [checkpoint_id(each, config.store) for each in find_members(place, config)],
             "data_id": data_id(config),
             "choices": list(config.score.choices),
             "mirror": config.score.mirror,
@@ -43,12 +44,22 @@ def choose(config: Config) -> None:
     _show(found)
 
 
+def check(config: Config) -> None:
+    """Refuse before the training what choosing would refuse after it.
+
+    Raises:
+        InputError: as ``bts_dist.choosing.find_further``.
+    """
+    if config.score.ensemble:
+        find_further(config, config, data_id(config))
+
+
 def _show(found: Inference) -> None:
     tried: dict[str, Any] = found.chosen or {}
     table = [("choice", "from", "to", "dice/patient", "gain", "95 % interval", "taken")]
     table.append(("start", tried["start"]["label"], "", f"{tried['start']['dice/patient']:.4f}", "", "", ""))
     for row in tried["rows"]:
-        interval = f"{row['low']:+.4f} – {row['high']:+.4f}"
+        interval = "–" if row["low"] is None else f"{row['low']:+.4f} – {row['high']:+.4f}"
         figures = f"{row['dice/patient']:.4f}", f"{row['gain']:+.4f}", interval
         table.append((row["choice"], row["from"], row["to"], *figures, "yes" if row["taken"] else "no"))
     console.show_table(f"Choices on {tried['patients']} validation patients", table)

@@ -13,6 +13,7 @@ import typer
 from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
 from cluster import cli_doctor, cli_jobs, cli_tracking, console
+from cluster.auth_token import use_token
 from cluster.explanation import explain
 from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
 from cluster.termination import INTERRUPTED, heed_termination, interrupted_code
@@ -105,6 +106,7 @@ def train(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     from cluster import choice_stage, stages
 
     cfg = named(load(config, overrides))
+    choice_stage.check(cfg)
     stages.train(cfg)
     choice_stage.choose(cfg)
     console.next_step(f"bts score --model {run_uri(cfg)} --set data.shards={cfg.data.shards}")
@@ -209,6 +211,7 @@ app.command()(cli_jobs.status)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bts``."""
+    use_token()
     heed_termination()
     sys.exit(guarded(arguments))
 

@@ -141,8 +141,14 @@ def _token() -> list[Finding]:
         ]
     if os.environ.get("RAY_AUTH_TOKEN"):
         return [Finding("Ray token", "ok", "from RAY_AUTH_TOKEN")]
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        path = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).expanduser()
     if not path.is_file():
-        return [Finding("Ray token", "ok", f"none yet: Ray makes {path} with its first cluster")]
+        return [
+            Finding(
+                "Ray token", "ok", f"none yet: {path} is made with the first cluster that is started here"
+            )
+        ]
     mode_bits = stat.S_IMODE(path.stat().st_mode)
     if mode_bits & 0o077:
         return [

@@ -39,7 +39,7 @@ class JobLog:
         """Print what comes until the job has ended, and return Ray's ``JobDetails`` of it.
 
         Raises:
-            UnreachableError: the head has not answered for ``OUTAGE_S``.
+            RuntimeError: the head has not answered for ``OUTAGE_S``.
         """
         return asyncio.run(self._follow())
 
@@ -84,7 +84,9 @@ class JobLog:
                 return await asyncio.to_thread(self.dashboard.get_job_info, self.job)
             except UnreachableError as error:
                 if time.monotonic() > end:
-                    raise UnreachableError(
-                        f"{error}\nThe job {self.job} goes on if its cluster does"
+                    # No bad input: the job was taken.
+                    raise RuntimeError(
+                        f"{error}\nThe job {self.job} goes on if its cluster does; later: `bts logs {self.job} -f "
+                        f"--address {self.dashboard.url}`"
                     ) from error
                 await asyncio.sleep(CHECK_S)

@@ -22,6 +22,7 @@ def run(config: Config) -> str:
     with ray_cluster(config.cluster) if config.cluster.runtime == "ray" else nullcontext():
         stages.pack(config, source)
         best = search_stage.tune(config) if config.tune.trials else config
+        choice_stage.check(best)
         stages.train(best)
         choice_stage.choose(best)
         stages.score(best)

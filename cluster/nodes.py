@@ -91,6 +91,8 @@ def _bootstrapped(nodes: tuple[dict[str, float], ...], path: Path) -> Room:
             NodeType(kind.get("resources", {}), kind.get("max_workers", limit) + (1 if name == head else 0))
             for name, kind in types.items()
         ]
+        if not all(kind.get("resources") for kind in types.values()):
+            return Room(nodes, True, None)  # machines that one has: each says what it is when it joins
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no config of `ray up` ({type(error).__name__}: {error}); mend it, or remove it"

@@ -52,7 +52,9 @@ def check_resources(config: ClusterConfig) -> Placement:
     Raises:
         InputError: the cluster cannot hold the workers, now or ever, as ``placement.place`` says.
     """
-    return place(config, read_room(), cuda=torch.version.cuda is not None)
+    # On a cluster that is joined, workers have a torch of their own, and say when it cannot use their GPU.
+    cuda = torch.version.cuda is not None or config.address is not None
+    return place(config, read_room(), cuda=cuda)
 
 
 def max_concurrent(config: ClusterConfig) -> int:
@@ -81,7 +83,13 @@ def _connect(config: ClusterConfig) -> None:
             environment = _environment(ray._private.worker.get_dashboard_url())
             ray.shutdown()
             ray.init(address=config.address, runtime_env=environment, **options)
-        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        except AuthenticationError as error:
+            raise InputError(
+                f"the cluster at cluster.address={config.address} does not take this machine's token, or there is "
+                "none; put the cluster's own, which `ray get-auth-token` prints on its head, into "
+                "~/.ray/auth_token (mode 0600)"
+            ) from error
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"no Ray cluster answers at cluster.address={config.address} ({error}); start one with "
                 "`ray start --head` or `ray up`, or leave cluster.address out to start one here"
@@ -103,7 +111,7 @@ def _environment(dashboard: str | None) -> dict[str, Any]:
         variables["RAY_API_SERVER_ADDRESS"] = f"http://{dashboard}"
     known = commit.code_commit()
     # A submitted job's processes have it already, and Ray refuses a variable that is given twice.
-    if known is not None and commit.VARIABLE not in os.environ:
+    if known is not None and commit.VARIABLE not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
         # The code may lie there without its repository.
         variables[commit.VARIABLE] = known
     return {"env_vars": variables}

@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+import time
 from pathlib import Path
 
 from bts_dist import commit
@@ -10,7 +11,10 @@ from cluster import console
 from cluster.dashboard import Dashboard
 from cluster.payload import make_payload
 from cluster.submission import Submission, entrypoint
+from shards.errors import UnreachableError
 
+ARRIVAL_S = 5.0
+"""Seconds after which a request that was broken off has made no job."""
 STOP_WAIT_S = 60
 """Seconds that a job told to stop has to end its workers in good order; Ray gives three."""
 
@@ -26,9 +30,14 @@ def start(submission: Submission, dashboard: Dashboard) -> str:
     try:
         _send(submission, dashboard, job)
     except KeyboardInterrupt:
-        if any(known.submission_id == job for known in dashboard.list_jobs()):
+        if _arrived(dashboard, job):
             dashboard.stop_job(job)
         raise
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"{error}\nThe job {job} may have started all the same: `bts jobs --address {dashboard.url}` shows it, and "
+            f"`bts stop {job} --address {dashboard.url}` ends it"
+        ) from error
     except RuntimeError as error:
         if _NO_AGENT in str(error):
             raise RuntimeError(
@@ -38,6 +47,17 @@ def start(submission: Submission, dashboard: Dashboard) -> str:
             ) from error
         raise
     return job
+
+
+def _arrived(dashboard: Dashboard, job: str) -> bool:
+    """Whether the cluster has got the job; what is on its way has some seconds."""
+    end = time.monotonic() + ARRIVAL_S
+    while True:
+        if any(known.submission_id == job for known in dashboard.list_jobs()):
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
 
 
 _NO_AGENT = "No available agent to submit job"

@@ -50,6 +50,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         return
     # Whatever Ctrl-C does now: Ray's training has a handler of its own, which ends the workers.
     interrupt = signal.getsignal(signal.SIGINT)
+    # Whoever ends a command may also end what it started, which that command itself interrupts: once is enough.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if callable(interrupt):
         interrupt(signal.SIGINT, frame)
     else:

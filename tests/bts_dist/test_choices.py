@@ -111,6 +111,12 @@ def test_what_costs_something_has_to_gain_enough(gain: float, taken: bool) -> No
     assert tried["rows"][0]["low"] <= gain <= tried["rows"][0]["high"]
 
 
+def test_of_few_patients_there_is_no_interval() -> None:
+    axes = Axes((False, True), (1,), (0.5,), ("all",))
+    _, tried, _ = decide(counts_of(table(axes.shape)[:3]), axes, draw(3, 100, 0))
+    assert (tried["rows"][0]["low"], tried["rows"][0]["high"]) == (None, None)
+
+
 def test_a_threshold_is_free() -> None:
     axes = Axes((False,), (1,), (0.5, 0.4, 0.6), ("all",))
     dices = table(axes.shape)

@@ -13,14 +13,14 @@ import pytest
 import torch
 from model_run import NAME, THRESHOLD, fresh_run
 
-from bts_dist import inference
+from bts_dist import checkpoint, inference
 from bts_dist.choosing import ChoiceTask, Counted, find_members, run_choosing
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.counts import count, dice
 from bts_dist.data import SampleSource
 from bts_dist.ensemble import Ensemble, num_networks
-from bts_dist.inference import Inference, read_inference, write_inference
+from bts_dist.inference import Inference, Member, read_inference, write_inference
 from bts_dist.model import (
     FOLDS,
     ModelPlace,
@@ -185,6 +185,10 @@ def test_a_model_without_numbers_chooses_nothing(config: Config, tmp_path: Path)
         run_choosing(find_model(broken, STORE), config, 1, map)
 
 
+def member_of(run: str, name: str) -> Member:
+    return Member(f"checkpoints/{name}", checkpoint_id(ModelPlace(run, name), STORE))
+
+
 def choose_by_hand(run: str, found: Inference, **settings: Any) -> ModelPlace:
     place = find_model(run, STORE)
     chosen = {"rows": [], "choices": [], "ensemble": [], **settings}
@@ -194,7 +198,7 @@ def choose_by_hand(run: str, found: Inference, **settings: Any) -> ModelPlace:
 
 def test_scoring_does_as_chosen(run: str, config: Config) -> None:
     other = next(n for n in ("step-00000008-a1", "step-00000016-a1") if n != find_model(run, STORE).name)
-    chosen = Inference(0.4, False, "largest", (f"checkpoints/{other}",))
+    chosen = Inference(0.4, False, "largest", (member_of(run, other),))
     place = choose_by_hand(run, chosen, choices=["components"])
     config = with_overrides(config, {"score.choices": ["components"]})
     _, result = run_score(place, config, 1, map)
@@ -231,23 +235,64 @@ def test_a_record_of_another_checkpoint_or_a_damaged_one_is_refused(run: str) ->
         read_inference(store_of(run), place.name, "0" * 64)
     key = f"{inference.FOLDER}/{place.name}.json"
     record = json.loads(store_of(run).get(key))
-    for damaged in (b"{", b"[]", json.dumps({k: v for k, v in record.items() if k != "mirror"}).encode()):
+    lacking = [{k: v for k, v in record.items() if k != name} for name in ("mirror", "rows", "ensemble")]
+    odd = [record | {"components": "foo"}, record | {"members": ["x"]}]
+    for damaged in (b"{", b"[]", *(json.dumps(each).encode() for each in (*lacking, *odd))):
         store_of(run).put(key, damaged)
         with pytest.raises(InputError, match="is damaged"):
             load_model(place, STORE, CPU)
 
 
 def test_a_member_that_is_gone_is_named(run: str) -> None:
-    place = choose_by_hand(run, Inference(0.4, False, "all", ("checkpoints/step-00000099-a1",)))
+    place = choose_by_hand(run, Inference(0.4, False, "all", (Member("checkpoints/step-00000099-a1", "0"),)))
     with pytest.raises(InputError, match="step-00000099-a1 is not a whole checkpoint"):
         load_model(place, STORE, CPU)
 
 
+def test_a_member_that_was_trained_anew_is_refused(
+    run: str, trained: tuple[str, str], config: Config
+) -> None:
+    other = find_model(trained[1], STORE)
+    place = choose_by_hand(run, Inference(0.4, False, "all", (Member(other.uri, "0" * 64),)))
+    with pytest.raises(InputError, match="is another checkpoint than the one"):
+        load_model(place, STORE, CPU)
+
+
+def test_what_a_killed_upload_has_left_is_passed_over(run: str, config: Config) -> None:
+    place = find_model(run, STORE)
+    torn = shutil.copytree(
+        Path(run) / "checkpoints" / place.name, Path(run) / "checkpoints" / "step-00000030-a1"
+    )
+    (torn / "files.json").unlink()
+    assert "step-00000030-a1" not in [each.name for each in find_members(place, config)]
+
+
+def test_training_on_spares_the_members_of_what_was_chosen(run: str) -> None:
+    store = store_of(run)
+    best = find_model(run, STORE).name
+    other = next(name for name in checkpoint.names(store) if name != best)
+    choose_by_hand(run, Inference(0.4, False, "all", (member_of(run, other),)))
+    for step in (24, 32):
+        name = f"step-{step:08d}-a1"
+        shutil.copytree(Path(run) / "checkpoints" / best, Path(run) / "checkpoints" / name)
+    checkpoint.prune(store, "step-00000032-a1", 1)
+    assert set(checkpoint.names(store)) == {"step-00000032-a1", best, other}
+
+
+def test_another_way_of_validating_is_refused_before_anything_is_chosen(run: str, config: Config) -> None:
+    with pytest.raises(InputError, match=r"score\.mirror is False"):
+        run_choosing(find_model(run, STORE), with_overrides(config, {"score.mirror": False}), 1, map)
+    assert inference.inference_bytes(store_of(run), find_model(run, STORE).name) == b""
+
+
 def test_the_folds_together_are_a_model(config: Config, tmp_path: Path) -> None:
+    config = with_overrides(config, {"split.folds": 3})
     for fold, patients in enumerate((("A", "B"), ("B", "C"), ("C", "A"))):
         folder = tmp_path / "run" / FOLDS / f"fold-{fold}"
         fresh_run(folder, config, patients=patients)
     choose_by_hand(str(tmp_path / "run" / FOLDS / "fold-1"), Inference(0.3, False, 30))
+    # A fold's search has trials with checkpoints, which are no folds.
+    fresh_run(tmp_path / "run" / FOLDS / "fold-0" / "tune" / "x" / "trials" / "0001", config)
     place = find_model(str(tmp_path / "run"), STORE)
     assert place == ModelPlace(str(tmp_path / "run"), FOLDS)
     model = load_model(place, STORE, CPU)
@@ -260,17 +305,22 @@ def test_the_folds_together_are_a_model(config: Config, tmp_path: Path) -> None:
     assert model.inference.mirror
     assert model.inference.keep == "all"
     assert title(place, model) == "3 folds' models together"
+    assert "mean of 3 checkpoints" in model.inference.describe()
     # Equal weights: their mean is one of them.
     one = load_checkpoint(find_model(f"{place.run}/{FOLDS}/fold-0", STORE), STORE, CPU)
     x = torch.randn(1, 3, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(model.network(x), one.network(x))
     check_as_validated(config, model)
+    shutil.rmtree(tmp_path / "run" / FOLDS / "fold-2")
+    with pytest.raises(InputError, match="models of 2 folds and not of all"):
+        load_model(place, STORE, CPU)
 
 
 def test_the_folds_together_score_none_of_their_patients(config: Config, tmp_path: Path) -> None:
     patients = tuple(PackedData(config.data.shards).test().index.patients())
-    for fold in range(2):
+    config = with_overrides(config, {"split.folds": 3})
+    for fold in range(3):
         fresh_run(tmp_path / "run" / FOLDS / f"fold-{fold}", config, patients=patients[fold : fold + 1])
     with pytest.raises(InputError, match="2 of 2 test patients were trained or chosen on"):
         run_score(find_model(str(tmp_path / "run"), STORE), config, 1, map)

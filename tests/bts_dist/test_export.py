@@ -31,7 +31,7 @@ from bts_dist.export import (
     write_network,
 )
 from bts_dist.exported import load_exported, open_exported, sha256_of
-from bts_dist.inference import Inference
+from bts_dist.inference import Inference, Member
 from bts_dist.model import Model, ModelPlace, as_validated
 from bts_dist.parity import Engine, ParityError, measure, parity_slices, read_volume, scored
 from bts_dist.unet import make_unet
@@ -341,7 +341,7 @@ def test_an_ensemble_is_exported_as_one(config: Config, odd: Path, tmp_path: Pat
     several = replace(
         model,
         network=Ensemble([model.network, other]).eval(),
-        inference=Inference(THRESHOLD, True, 30, ("checkpoints/other",)),
+        inference=Inference(THRESHOLD, True, 30, (Member("checkpoints/other", "0" * 64),)),
     )
     write_network(several, tmp_path)
     assert_parity(several, engines(tmp_path))

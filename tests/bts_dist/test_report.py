@@ -475,12 +475,20 @@ def test_what_was_chosen_on_validation_patients_is_a_table(run: RunRecord, tmp_p
         {"choice": "components", "from": "all", "to": "largest", "dice/patient": 0.83, "gain": 0.0077}
         | {"low": 0.0, "high": 0.02, "taken": True},
     ]
-    found = {"threshold": 0.4, "mirror": False, "components": "largest", "members": ["x"], "patients": 9}
+    found = {
+        "threshold": 0.4,
+        "mirror": False,
+        "components": "largest",
+        "members": [{"uri": "x", "id": "0"}],
+        "patients": 9,
+    }
     page = written(with_score(run, inference={**found, "rows": rows}), tmp_path)
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).replace("\u200a", " ").split())
     assert "How it predicts" in text
     assert "Threshold 0.4, not mirrored, mean of 2 checkpoints, largest component only" in text
     assert "mirror not mirrored mirrored 0.8100 −0.0123 −0.0300 – 0.0100 no" in text
     assert "components all largest 0.8300 0.0077 0.0000 – 0.0200 yes" in text
+    few = [row | {"low": None, "high": None} for row in rows]
+    assert "—" in written(with_score(run, inference={**found, "rows": few}), tmp_path)
     assert "How it predicts" not in written(run, tmp_path)
     assert "How it predicts" not in written(with_score(run, inference={**found, "rows": []}), tmp_path)

@@ -230,10 +230,11 @@ def test_slices_that_were_split_are_no_licence_for_other_models(
         )
     with pytest.raises(InputError, match=f"1 of {len(tested)} test patients were trained or chosen on"):
         check_unseen(Progress(data_id="0" * 16, patients=tested[:1]), data)
-    # A stranger's model may be scored there: it has seen nothing, and nothing leaks.
+    # A stranger's model has seen nothing, so nothing leaks; but what is there are no volumes.
     stranger = Progress(data_id="0" * 16, patients=["AWAY_1"])
-    assert check_unseen(stranger, data) == tested
     assert leak(stranger, data) is None
+    with pytest.raises(InputError, match="volumes have gaps"):
+        check_unseen(stranger, data)
 
 
 def test_a_model_that_leaked_is_scored_elsewhere_as_strictly_as_any(config: Config, by_slice: Path) -> None:
