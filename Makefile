@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?=
-HOSTS  := tests/e2e/test_several_hosts.py
 CONFIG := $(if $(DATA),configs/lgg-cpu.yaml,configs/demo.yaml)
 
 .DEFAULT_GOAL := help
@@ -30,13 +29,11 @@ else
 	$(BIN)/bts run --config $(CONFIG) --set data.source=$(DATA)
 endif
 
-# Tests on Ray mostly wait for processes to start and for faults to be noticed; the others compute meanwhile.  The hosts of
-# the last ones have namespaces of their own, so that they are in nobody's way.
+# Tests on Ray mostly wait for processes to start and for faults to be noticed; the others compute meanwhile.
 test: install  ## every test
-	@log=$$(mktemp); $(BIN)/python -m pytest -m ray --ignore=$(HOSTS) > $$log 2>&1 & ray=$$!; \
+	@log=$$(mktemp); $(BIN)/python -m pytest -m ray > $$log 2>&1 & ray=$$!; \
 	$(BIN)/python -m pytest -m "not ray"; others=$$?; \
-	$(BIN)/python -m pytest $(HOSTS); hosts=$$?; \
-	wait $$ray; ray=$$?; cat $$log; rm $$log; exit $$(( others || hosts || ray ))
+	wait $$ray; ray=$$?; cat $$log; rm $$log; exit $$(( others || ray ))
 
 unit: install  ## the tests that need no Ray and no S3 server
 	$(BIN)/python -m pytest -m "not ray and not s3 and not e2e"

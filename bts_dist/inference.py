@@ -110,8 +110,8 @@ def read_inference(run: ObjectStore, name: str, checkpoint_id: str) -> Inference
             tuple(Member(**member) for member in record.pop("members")),
             record,
         )
-        for name in ("rows", "choices", "ensemble"):
-            record[name]
+        for field_ in ("rows", "choices", "ensemble"):
+            record[field_]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run.uri}/{_key(name)} is damaged ({error!r}); delete it and {remedy}") from error
     if of != checkpoint_id:

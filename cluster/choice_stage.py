@@ -8,7 +8,7 @@ from bts_dist.compose import config_hash
 from bts_dist.config import Config
 from bts_dist.inference import Inference, inference_bytes
 from bts_dist.model import checkpoint_id, find_model
-from bts_dist.run import open_run, record_stage, run_uri, stage_record
+from bts_dist.run import absolute, open_run, record_stage, run_uri, stage_record
 from cluster import console
 from cluster.score_job import run_choice
 from cluster.stages import data_id
@@ -29,6 +29,7 @@ def choose(config: Config) -> None:
             "checkpoints": [checkpoint_id(each, config.store) for each in find_members(place, config)],
             "data_id": data_id(config),
             "choices": list(config.score.choices),
+            "ensemble": list(absolute(config).score.ensemble),
             "mirror": config.score.mirror,
             "bootstrap": [config.score.bootstrap, config.score.seed],
         },

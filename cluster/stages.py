@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bts_dist import checkpoint, cohort_table
-from bts_dist.compose import config_hash
+from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
 from bts_dist.model import checkpoints_of, find_model, load_model, model_id
 from bts_dist.recovery import recoveries
@@ -111,9 +111,10 @@ def say(text: str) -> None:
 
 
 def model_config(model: str) -> Config:
-    """The config a model was trained with."""
+    """The config a model was trained with, without the cluster of that time."""
     store = StoreConfig()
-    return load_model(find_model(model, store), store, torch.device("cpu")).config
+    config = load_model(find_model(model, store), store, torch.device("cpu")).config
+    return with_overrides(config, {"cluster.address": None})
 
 
 def score(config: Config, model: str | None = None) -> str:
@@ -138,9 +139,9 @@ def score(config: Config, model: str | None = None) -> str:
     with console.progress("score") as update:
         location, result = run_scoring(place, config, update)
     folder = location.rsplit("/", 1)[-1]
-    record_stage(run, stage, key, folder=folder)
     models = [(open_store(each.run, config.store), each.name) for each in checkpoints_of(place, config.store)]
     record_score(config, run, folder, result, models, open_store(config.data.shards, config.store), say)
+    record_stage(run, stage, key, folder=folder)
     show_scores(result)
     console.stage("score", f"{location}/score.json and patients.csv")
     return location

@@ -64,6 +64,9 @@ def confirmation_config(arm: Arm, ledger: Ledger, seed: int) -> Config:
         "run.name": f"{trial_name(arm.trial)}-seed-{seed}",
         "tune.trials": 0,
         "tune.confirm": 0,
+        # Each model predicts as it was validated.
+        "score.choices": [],
+        "score.ensemble": [],
         "track.group": ledger.group,
         "track.job_type": "confirmation",
     }

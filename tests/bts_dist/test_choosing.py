@@ -231,7 +231,7 @@ def test_scoring_with_other_settings_than_chosen_is_refused(run: str, config: Co
 
 def test_a_record_of_another_checkpoint_or_a_damaged_one_is_refused(run: str) -> None:
     place = choose_by_hand(run, Inference(0.4, False))
-    with pytest.raises(InputError, match="is of another checkpoint"):
+    with pytest.raises(InputError, match=f"{place.name}.json is of another checkpoint"):
         read_inference(store_of(run), place.name, "0" * 64)
     key = f"{inference.FOLDER}/{place.name}.json"
     record = json.loads(store_of(run).get(key))
@@ -239,7 +239,7 @@ def test_a_record_of_another_checkpoint_or_a_damaged_one_is_refused(run: str) ->
     odd = [record | {"components": "foo"}, record | {"members": ["x"]}]
     for damaged in (b"{", b"[]", *(json.dumps(each).encode() for each in (*lacking, *odd))):
         store_of(run).put(key, damaged)
-        with pytest.raises(InputError, match="is damaged"):
+        with pytest.raises(InputError, match=f"{place.name}.json is damaged"):
             load_model(place, STORE, CPU)
 
 
