@@ -138,10 +138,11 @@ def run_choosing(
 def count_patients(task: ChoiceTask) -> Counted:
     """Count a task's patients in every way, on one CPU thread, as scoring does."""
     config = Config.model_validate_json(task.config)
-    models = [load_checkpoint(place, config.store, pick_device(0)) for place in task.members]
+    device = pick_device(0, config.cluster.gpus_per_worker)
+    models = [load_checkpoint(place, config.store, device) for place in task.members]
     own = models[0].config
     data = config.data.model_copy(update={"image_size": own.data.image_size, "cache": "none"})
-    source = SampleSource(PackedData(config.data.shards, config.store).training("val"), data)
+    source = SampleSource(PackedData(config.data.shards, config.store).training("val"), data, device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

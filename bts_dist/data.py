@@ -50,8 +50,9 @@ class SampleSource:
     """Decodes samples of one split by id at the model's image size, keeping them as ``data.cache`` says."""
 
     def __init__(self, reader: SplitReader, config: DataConfig, device: torch.device = CPU) -> None:
-        """Raises ``InputError`` where the samples do not fit into the cache that was asked for."""
+        """For samples that go to ``device``.  Raises ``InputError`` where they do not fit into the cache asked for."""
         self.reader = reader
+        self._pins = device.type == "cuda"
         self.size = config.image_size
         self.lookahead = 2 * config.window_shards
         """Shards that are fetched ahead of the step: those of a window, and those of the next one."""
@@ -70,9 +71,9 @@ class SampleSource:
     def batch(self, ids: Ids) -> Batch:
         """Decode the samples, in order.  Raises what ``SplitReader.read`` raises."""
         index = self.reader.index
-        figures = (_pinned(torch.from_numpy(column[ids])) for column in (index.mean, index.std))
+        figures = (self._pinned(torch.from_numpy(column[ids])) for column in (index.mean, index.std))
         image, mask = self._decoded(ids) if self._cache is None else self._cached(self._cache, ids)
-        return Batch(ids, _pinned(image), _pinned(mask), *figures)
+        return Batch(ids, self._pinned(image), self._pinned(mask), *figures)
 
     def native_mask(self, sample: int) -> Pixels:
         """The truth of a sample at native size, whatever size the model sees; uint8 (H, W) of {0, 1}."""
@@ -106,6 +107,10 @@ class SampleSource:
         for kept, fresh in zip((image, mask), decoded, strict=True):
             kept[rows] = torch.from_numpy(fresh).to(kept.device)
         return image, mask
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """A tensor that the GPU, where the samples go to one, can fetch while it computes."""
+        return tensor.pin_memory() if self._pins and tensor.device == CPU else tensor
 
     def _decoded(self, ids: Ids) -> tuple[Tensor, Tensor]:
         image, mask = self._decode(ids)
@@ -193,8 +198,3 @@ def look_ahead(source: SampleSource, wanted: Iterable[Ids]) -> Iterator[Ids]:
         under_way.subtract(shards)
         under_way += Counter()  # drops those at nought
         yield ids
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """A tensor that a GPU, where there is one, can fetch while it computes."""
-    return tensor.pin_memory() if torch.cuda.is_available() and tensor.device == CPU else tensor

@@ -132,7 +132,15 @@ def member_place(place: ModelPlace, uri: str) -> ModelPlace:
 
 def _load_member(place: ModelPlace, member: Member, store: StoreConfig, device: torch.device) -> Model:
     found = member_place(place, member.uri)
-    if checkpoint_id(found, store) != member.id:
+    try:
+        own = checkpoint_id(found, store)
+    except InputError as error:
+        # A run keeps its best checkpoints and its newest; this one may have trained on since.
+        raise InputError(
+            f"{error.args[0].partition(' (')[0]} any more, and {place.uri} was chosen to be averaged with it; bring it "
+            "back, or give the run's `bts train` command again, which chooses anew"
+        ) from error
+    if own != member.id:
         # Another training may lie there now, which has seen who knows whom.
         raise InputError(
             f"{found.uri} is another checkpoint than the one that {place.uri} was chosen to be averaged with; give "

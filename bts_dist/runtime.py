@@ -63,14 +63,16 @@ class LocalRuntime:
         return None
 
 
-def local_runtime() -> LocalRuntime:
-    """A runtime of one process."""
-    return LocalRuntime(0, 1, 0, pick_device(0))
+def local_runtime(gpus: float | None = None) -> LocalRuntime:
+    """A runtime of one process; ``gpus`` as in ``pick_device``."""
+    return LocalRuntime(0, 1, 0, pick_device(0, gpus))
 
 
 @contextmanager
-def torchrun_runtime() -> Iterator[LocalRuntime]:
+def torchrun_runtime(gpus: float | None = None) -> Iterator[LocalRuntime]:
     """A runtime under torchrun, which sets RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE.
+
+    ``gpus`` as in ``pick_device``.
 
     Raises:
         InputError: they are not set, or this node has fewer GPUs than processes.
@@ -82,11 +84,11 @@ def torchrun_runtime() -> Iterator[LocalRuntime]:
             "`torchrun --nproc-per-node=2 --no-python bts train …`, or use cluster.runtime=ray or local"
         )
     local_rank, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = pick_device(local_rank)
+    device = pick_device(local_rank, gpus)
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise InputError(
             f"{here} processes and {torch.cuda.device_count()} GPUs on this node, and NCCL wants one for each; lower "
-            "--nproc-per-node, or train on CPUs with CUDA_VISIBLE_DEVICES= in the environment"
+            "--nproc-per-node, or train on CPUs with cluster.gpus_per_worker=0"
         )
     address = address_towards(os.environ.get("MASTER_ADDR", ""))
     if address is not None:
@@ -99,8 +101,12 @@ def torchrun_runtime() -> Iterator[LocalRuntime]:
         dist.destroy_process_group()
 
 
-def pick_device(local_rank: int) -> torch.device:
-    if torch.cuda.is_available():
+def pick_device(local_rank: int, gpus: float | None = None) -> torch.device:
+    """The GPU of a process by its rank on the node, the CPU where torch sees none.
+
+    ``gpus`` is ``cluster.gpus_per_worker``: a process that was given none takes none, though torch may see one.
+    """
+    if gpus != 0 and torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device

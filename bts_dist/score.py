@@ -55,7 +55,7 @@ class ScoreTask:
     model: ModelPlace
     shards: str
     config: str
-    """The scoring config as JSON: data, score and store sections count."""
+    """The scoring config as JSON: data, score and store sections count, and whether a worker has a GPU."""
     patients: tuple[str, ...]
 
 
@@ -126,10 +126,10 @@ def score_patients(task: ScoreTask) -> list[Scored]:
         InputError: a shard is missing or damaged, or the model's output is not finite; it names shard or patient.
     """
     config = Config.model_validate_json(task.config)
-    model = load_model(task.model, config.store, pick_device(0))
+    model = load_model(task.model, config.store, pick_device(0, config.cluster.gpus_per_worker))
     reader = PackedData(task.shards, config.store).test()
     data = config.data.model_copy(update={"image_size": model.config.data.image_size, "cache": "none"})
-    source = SampleSource(reader, data)
+    source = SampleSource(reader, data, model.device)
     threads = torch.get_num_threads()
     # A CPU's kernels divide their sums by the number of threads, and calibration sees the last bit.
     torch.set_num_threads(1)

@@ -57,6 +57,14 @@ def check_resources(config: ClusterConfig) -> Placement:
     return place(config, read_room(), cuda=cuda)
 
 
+def decided(config: ClusterConfig) -> ClusterConfig:
+    """The same with ``gpus_per_worker`` as it is on this cluster, for processes elsewhere to follow.
+
+    Raises as ``check_resources``.
+    """
+    return config.model_copy(update={"gpus_per_worker": check_resources(config).gpus})
+
+
 def max_concurrent(config: ClusterConfig) -> int:
     """How many trainings of this size fit on the living nodes side by side; at least one."""
     return max(1, check_resources(config).now // config.fewest)

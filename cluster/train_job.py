@@ -46,10 +46,12 @@ def run_training(config: Config, note: Note = lambda _: None) -> Progress:
     match config.cluster.runtime:
         case "local":
             with own(run, note) as owner:
-                return train(config, local_runtime(), run, workspace(run, config), owner)
+                return train(
+                    config, local_runtime(config.cluster.gpus_per_worker), run, workspace(run, config), owner
+                )
         case "torchrun":
             with (
-                torchrun_runtime() as runtime,
+                torchrun_runtime(config.cluster.gpus_per_worker) as runtime,
                 own(run, note) if runtime.rank == 0 else nullcontext() as owner,
             ):
                 return train(config, runtime, run, workspace(run, config), owner)

@@ -23,7 +23,7 @@ from bts_dist.run import absolute, open_run
 from bts_dist.train import check_fit
 from bts_dist.wandb_search import mark_best, record_search
 from cluster.fatal import FATAL
-from cluster.resources import max_concurrent, ray_cluster
+from cluster.resources import decided, max_concurrent, ray_cluster
 from cluster.train_job import fit_on_ray, ray_storage
 from cluster.tune_course import Course, Watch
 from cluster.tune_ledger import FOLDER, METRIC, Ledger, Trial, best_of, open_ledger, trial_config
@@ -146,7 +146,8 @@ class _Stops(FIFOScheduler):
 
 
 def _run(course: Course, scratch: str) -> None:
-    config = course.config
+    # Decided once: a trial's driver may lie on a node that sees the cluster otherwise.
+    config = course.config.model_copy(update={"cluster": decided(course.config.cluster)})
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trial, base=config.model_dump_json(), ledger=course.ledger), DRIVER

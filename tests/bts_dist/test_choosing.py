@@ -125,6 +125,14 @@ def test_workers_and_their_order_change_nothing(run: str, config: Config) -> Non
     assert records[0] == records[1]
 
 
+def test_a_task_without_a_gpu_takes_none_though_torch_sees_one(
+    run: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # any use of it fails here
+    config = with_overrides(config, {"cluster.gpus_per_worker": 0})
+    assert run_choosing(find_model(run, STORE), config, 1, map).chosen is not None
+
+
 def test_members_are_the_runs_epochs_and_then_those_named(
     run: str, trained: tuple[str, str], config: Config
 ) -> None:
@@ -245,7 +253,9 @@ def test_a_record_of_another_checkpoint_or_a_damaged_one_is_refused(run: str) ->
 
 def test_a_member_that_is_gone_is_named(run: str) -> None:
     place = choose_by_hand(run, Inference(0.4, False, "all", (Member("checkpoints/step-00000099-a1", "0"),)))
-    with pytest.raises(InputError, match="step-00000099-a1 is not a whole checkpoint"):
+    with pytest.raises(
+        InputError, match=r"step-00000099-a1 is not a whole checkpoint any more, .* chooses anew"
+    ):
         load_model(place, STORE, CPU)
 
 

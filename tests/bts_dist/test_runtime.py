@@ -40,6 +40,10 @@ def test_devices_are_dealt_to_the_ranks_of_a_node(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert pick_device(3) == torch.device("cuda", 1)
     assert chosen == [torch.device("cuda", 1)]
+    # A process that was given no GPU takes none, though torch sees two.
+    assert pick_device(3, gpus=0) == torch.device("cpu")
+    assert local_runtime(gpus=0).device == torch.device("cpu")
+    assert pick_device(3, gpus=0.5) == torch.device("cuda", 1)
 
 
 def test_more_processes_than_gpus_are_refused_before_nccl_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

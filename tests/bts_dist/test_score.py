@@ -327,6 +327,15 @@ def test_predicting_another_way_than_in_validation_is_refused(own: LocalStore, c
     assert own.list("score/") == []
 
 
+def test_a_task_without_a_gpu_takes_none_though_torch_sees_one(
+    own: LocalStore, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # any use of it fails here
+    place = find_model(own.uri, STORE)
+    _, result = run_score(place, with_overrides(config, {"cluster.gpus_per_worker": 0}), 1, backwards)
+    assert len(result["patients"]) == 2
+
+
 def test_patients_are_dealt_out_to_no_more_tasks_than_there_are(config: Config) -> None:
     place = ModelPlace("run", "step")
     dealt = [task.patients for task in tasks(place, config, ["a", "b", "c"], 2)]

@@ -7,7 +7,7 @@ import ray
 
 from bts_dist.config import ClusterConfig
 from cluster.ray_map import ray_map
-from cluster.resources import check_resources, max_concurrent, ray_cluster
+from cluster.resources import check_resources, decided, max_concurrent, ray_cluster
 from shards.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -24,6 +24,7 @@ def test_gpus_are_counted_too() -> None:
         check_resources(ClusterConfig(workers=1, gpus_per_worker=1000))
     # Without any, none are used unless they are asked for.
     assert check_resources(ClusterConfig(workers=1)).gpus == 0
+    assert decided(ClusterConfig(workers=1)) == ClusterConfig(workers=1, gpus_per_worker=0)
 
 
 def test_trials_side_by_side_are_counted_by_their_workers() -> None:
