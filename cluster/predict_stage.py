@@ -1,7 +1,10 @@
 """Prediction as a stage: masks for images without any, in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bts_dist.compose import load_config
 from bts_dist.intake import find_studies
@@ -21,8 +24,10 @@ def predict(model: str, source: str, out: Path, files: list[Path], overrides: li
     check_free(out)
     store = StoreConfig()
     place = find_model(model, store)
-    loaded = load_model(place, store, pick_device(0))
+    loaded = load_model(place, store, torch.device("cpu"))
     config = load_config(files, overrides, loaded.config)
+    device = pick_device(0, config.cluster.gpus_per_worker)
+    loaded = replace(loaded, network=loaded.network.to(device), device=device)
     with console.progress("look at input", unit="patients") as update:
         studies = find_studies(source, update)
     with console.progress("predict", unit="slices") as update:

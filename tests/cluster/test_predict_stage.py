@@ -7,6 +7,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from model_run import NAME, fresh_run, vouch
 from PIL import Image, ImageDraw
 from scans import write_series
@@ -58,6 +59,14 @@ def test_a_folder_of_patients(
 
 def test_a_checkpoint_stands_for_itself(run: str, patient: Path, tmp_path: Path) -> None:
     assert guarded(["predict", f"{run}/checkpoints/{NAME}", str(patient), str(tmp_path / "out")]) == 0
+
+
+def test_without_a_gpu_when_told_so(
+    run: str, patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # any use of it fails here
+    options = ["--set", "cluster.gpus_per_worker=0"]
+    assert guarded(["predict", run, str(patient), str(tmp_path / "out"), *options]) == 0
 
 
 def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str], patient: Path, tmp_path: Path) -> None:
