@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bts_dist.compose import load_config
+from bts_dist.compose import load_config, with_overrides
 from bts_dist.intake import find_studies
 from bts_dist.model import find_model, load_model
 from bts_dist.prediction import VOLUMES, check_free, run_prediction
@@ -25,7 +25,9 @@ def predict(model: str, source: str, out: Path, files: list[Path], overrides: li
     store = StoreConfig()
     place = find_model(model, store)
     loaded = load_model(place, store, torch.device("cpu"))
-    config = load_config(files, overrides, loaded.config)
+    # Whether training had GPUs is no matter here.
+    base = with_overrides(loaded.config, {"cluster.gpus_per_worker": None})
+    config = load_config(files, overrides, base)
     device = pick_device(0, config.cluster.gpus_per_worker)
     loaded = replace(loaded, network=loaded.network.to(device), device=device)
     with console.progress("look at input", unit="patients") as update:

@@ -114,7 +114,7 @@ def model_config(model: str) -> Config:
     """The config a model was trained with, without the cluster of that time."""
     store = StoreConfig()
     config = load_model(find_model(model, store), store, torch.device("cpu")).config
-    return with_overrides(config, {"cluster.address": None})
+    return with_overrides(config, {"cluster.address": None, "cluster.gpus_per_worker": None})
 
 
 def score(config: Config, model: str | None = None) -> str:

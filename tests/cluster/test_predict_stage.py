@@ -15,6 +15,7 @@ from scans import write_series
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from cluster.cli import guarded
+from cluster.stages import model_config
 
 
 @pytest.fixture
@@ -67,6 +68,24 @@ def test_without_a_gpu_when_told_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # any use of it fails here
     options = ["--set", "cluster.gpus_per_worker=0"]
     assert guarded(["predict", run, str(patient), str(tmp_path / "out"), *options]) == 0
+
+
+def test_what_the_training_had_of_gpus_is_no_matter(
+    config: Config, patient: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = {"cluster.gpus_per_worker": 0, "cluster.address": "elsewhere:6379"}
+    run = fresh_run(tmp_path / "run", with_overrides(config, trained))
+    asked: list[float | None] = []
+
+    def pick(local_rank: int, gpus: float | None) -> torch.device:
+        asked.append(gpus)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("cluster.predict_stage.pick_device", pick)
+    assert guarded(["predict", run, str(patient), str(tmp_path / "out")]) == 0
+    assert asked == [None]
+    scoring = model_config(run).cluster
+    assert (scoring.gpus_per_worker, scoring.address) == (None, None)
 
 
 def test_a_model_that_is_none(capsys: pytest.CaptureFixture[str], patient: Path, tmp_path: Path) -> None:
