@@ -29,11 +29,13 @@ else
 	$(BIN)/bts run --config $(CONFIG) --set data.source=$(DATA)
 endif
 
-# Tests on Ray mostly wait for processes to start and for faults to be noticed; the others compute meanwhile.
+# Two streams of about the same length: tests on Ray, which often wait for a fault to be noticed, beside the others and
+# then those on hosts of their own.
 test: install  ## every test
-	@log=$$(mktemp); $(BIN)/python -m pytest -m ray > $$log 2>&1 & ray=$$!; \
+	@log=$$(mktemp); $(BIN)/python -m pytest -m "ray and not hosts" > $$log 2>&1 & ray=$$!; \
 	$(BIN)/python -m pytest -m "not ray"; others=$$?; \
-	wait $$ray; ray=$$?; cat $$log; rm $$log; exit $$(( others || ray ))
+	$(BIN)/python -m pytest -m hosts; hosts=$$?; \
+	wait $$ray; ray=$$?; cat $$log; rm $$log; exit $$(( others || hosts || ray ))
 
 unit: install  ## the tests that need no Ray and no S3 server
 	$(BIN)/python -m pytest -m "not ray and not s3 and not e2e"

@@ -30,7 +30,13 @@ from bts_dist.track import METRICS, read_metrics, wandb_id
 from bts_dist.train import train
 from shards.store import LocalStore, ObjectStore, open_store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.hosts,
+    pytest.mark.ray,
+    pytest.mark.s3,
+    pytest.mark.timeout(600),
+]
 
 Bts = Callable[..., subprocess.CompletedProcess[str]]
 
