@@ -34,7 +34,7 @@ endif
 test: install  ## every test
 	@log=$$(mktemp); $(BIN)/python -m pytest -m "ray and not hosts" > $$log 2>&1 & ray=$$!; \
 	$(BIN)/python -m pytest -m "not ray"; others=$$?; \
-	$(BIN)/python -m pytest -m hosts; hosts=$$?; \
+	$(BIN)/python -m pytest -m hosts tests/e2e; hosts=$$?; \
 	wait $$ray; ray=$$?; cat $$log; rm $$log; exit $$(( others || hosts || ray ))
 
 unit: install  ## the tests that need no Ray and no S3 server
