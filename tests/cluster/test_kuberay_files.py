@@ -13,6 +13,7 @@ import yaml
 from cluster_files import JOBS, KUBERAY, MANIFESTS, PINNED, ROOT, documents, ray_clusters
 from jsonschema import Draft202012Validator, ValidationError
 
+from bts_dist import pseudonyms
 from bts_dist.compose import load_config
 from bts_dist.config import Config
 from cluster.cli import app
@@ -210,6 +211,18 @@ def test_a_pod_has_few_rights_and_no_secret(pod: dict[str, Any]) -> None:
     assert pod["serviceAccountName"] == the("ServiceAccount", "site.yaml")["metadata"]["name"]
     for variable in container["env"]:
         assert set(variable) == {"name", "valueFrom"}, f"{variable['name']} is written into the file"
+
+
+@pytest.mark.parametrize("pod", groups())
+def test_a_pod_has_the_keys_of_secrets_that_need_not_be(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    secrets = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"]}
+    assert set(secrets) == {"WANDB_API_KEY", pseudonyms.VARIABLE}
+    comments = (KUBERAY / "site.yaml").read_text(encoding="utf-8")
+    for secret in secrets.values():
+        assert secret["optional"] is True
+        made = f"kubectl create secret generic {secret['name']} --from-file={secret['key']}=/dev/stdin"
+        assert made in comments
 
 
 @pytest.mark.parametrize("pod", groups())
