@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from cluster_files import JOBS, KUBERAY, MANIFESTS, PINNED, ROOT, documents, ray_clusters
+from cluster_files import JOBS, KUBERAY, MANIFESTS, PINNED, ROOT, documents, port_table, ray_clusters
 from jsonschema import Draft202012Validator, ValidationError
 
 from bts_dist import pseudonyms
@@ -276,12 +276,20 @@ def test_the_cache_has_room_for_what_is_kept_there(site: Path) -> None:
     assert config.store.cache_gib < int(cache.removesuffix("Gi"))
 
 
-def test_only_pods_of_the_cluster_and_the_dashboard_are_reached() -> None:
+def test_only_pods_of_the_cluster_the_dashboard_and_a_prometheus_are_let_in() -> None:
     policy = the("NetworkPolicy", "site.yaml")["spec"]
     labels = policy["podSelector"]["matchLabels"]
-    inside, dashboard = policy["ingress"]
+    inside, dashboard, metrics = policy["ingress"]
     assert inside == {"from": [{"podSelector": {"matchLabels": labels}}]}
     assert [p["port"] for p in dashboard["ports"]] == [8265]
+    # One place: both its namespace, which nobody has labelled yet, and the pod.
+    (prometheus,) = metrics["from"]
+    assert prometheus["namespaceSelector"]["matchLabels"] == {"bts-dist/metrics": "read"}
+    assert prometheus["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    documented = {int(numbers) for numbers, *_, who in port_table() if "Prometheus" in who}
+    assert {p["port"] for p in metrics["ports"]} == documented
+    label = "kubectl label namespace monitoring bts-dist/metrics=read"
+    assert label in " ".join((ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split())
     for _, cluster in ray_clusters():
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             assert group["template"]["metadata"]["labels"].items() >= labels.items()
