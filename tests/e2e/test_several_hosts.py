@@ -170,6 +170,7 @@ def test_each_rank_has_an_address_and_reads_the_store_itself(
     assert kept["two"] > 2
     keys = [entry.key for entry in trained[0].list("checkpoints/")]
     assert sum(key.endswith("model.safetensors") for key in keys) == EPOCHS
+    assert trained[0].list("ray/") == [], "nothing of Ray's own notes is left"
 
 
 @pytest.fixture(scope="module")
