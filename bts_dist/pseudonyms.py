@@ -2,6 +2,9 @@
 
 A plain hash would not do: who knows a list of patients hashes it and compares.  The hash is HMAC with SHA-256 (RFC
 2104), of which 40 bits are kept: two of a thousand patients share a name with a chance of one in two millions.
+
+A run keeps to one key, so that a patient never has two names in it: its folder holds a hash of the key, and whoever
+comes with another one is refused.
 """
 
 import hashlib
@@ -20,7 +23,11 @@ from shards.store import AlreadyExists, LocalStore, MissingObject, ObjectStore
 
 VARIABLE = "BTS_PSEUDONYM_KEY"
 KEY_FILE = "pseudonym-key"
+FINGERPRINT_FILE = "pseudonym-key-fingerprint"
+"""Tells keys apart and gives none away."""
 
+_LABEL = b"bts-dist\0pseudonym key"
+"""What is hashed for a fingerprint: no patient's name, since there is a zero byte in it."""
 _SHORTEST = 16
 """Characters of a key.  Shorter ones can be tried out."""
 _DIGITS = 10
@@ -34,25 +41,74 @@ def pseudonym(patient: str, key: bytes) -> str:
     return f"p-{hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:_DIGITS]}"
 
 
+def fingerprint(key: bytes) -> str:
+    """16 hexadecimal digits: a keyed hash of a label, which says as little of the key as a pseudonym does."""
+    return hmac.new(key, _LABEL, hashlib.sha256).hexdigest()[:16]
+
+
 def renaming(config: Config, run: ObjectStore) -> Rename:
     """How patients of a run are called outside of it, as ``track.pseudonymise`` says.
 
-    The key is that of the environment, the same on every machine, or one that the run draws for itself.  It is asked
-    for when the first patient is named.
+    The key is that of the environment, the same on every machine, or one that the run draws for itself when the first
+    patient is named.
 
     Raises:
-        InputError: when called, if the key in the environment is too short.
+        InputError: the key in the environment is too short, or not the one that the run has named patients with; also
+            when called, if another machine has named some with another key meanwhile.
     """
     if not config.track.pseudonymise:
         return lambda patient: patient
-    key = cache(lambda: _key(run))
+    given = _given_key()
+    _check_same(run, given or _read(run, KEY_FILE))
+    key = cache(lambda: _key(run, given))
     return lambda patient: pseudonym(patient, key())
 
 
-def _key(run: ObjectStore) -> bytes:
+def check_key(config: Config, run: ObjectStore) -> None:
+    """Before hours of work: as ``renaming`` will, refuse a key that is not the run's.
+
+    Raises:
+        InputError: as ``renaming``.
+    """
+    if config.track.wandb != "disabled":
+        renaming(config, run)
+
+
+def _key(run: ObjectStore, given: bytes | None) -> bytes:
+    key = given or _own_key(run)
+    with suppress(AlreadyExists):
+        run.put(FINGERPRINT_FILE, fingerprint(key).encode(), if_absent=True)
+    _check_same(run, key)
+    return key
+
+
+def _check_same(run: ObjectStore, key: bytes | None) -> None:
+    """Refuse another key, or none, where the run's patients have been named with one."""
+    drawn, kept = _read(run, KEY_FILE), _read(run, FINGERPRINT_FILE)
+    before = kept.decode() if kept is not None else drawn and fingerprint(drawn)
+    if before is None or (key is not None and fingerprint(key) == before):
+        return
+    here = "is not set" if key is None else f"has a key of fingerprint {fingerprint(key)}"
+    own = drawn is not None and fingerprint(drawn) == before
+    remedy = f"unset it, since the run has drawn that key itself ({KEY_FILE})" if own else "set that key"
+    raise InputError(
+        f"{VARIABLE} {here} on this machine, and {run.uri} names its patients with one of fingerprint {before}: a "
+        f"patient would have two names in one run; {remedy} on every machine, or give the run another name with "
+        "--set run.name=…"
+    )
+
+
+def _read(run: ObjectStore, name: str) -> bytes | None:
+    try:
+        return run.get(name)
+    except MissingObject:
+        return None
+
+
+def _given_key() -> bytes | None:
     given = os.environ.get(VARIABLE)
     if given is None:
-        return _own_key(run)
+        return None
     if len(given) < _SHORTEST:
         raise InputError(
             f"{VARIABLE} has {len(given)} characters, so few that it can be guessed; give at least {_SHORTEST}, such "
@@ -63,8 +119,9 @@ def _key(run: ObjectStore) -> bytes:
 
 def _own_key(run: ObjectStore) -> bytes:
     """The run's own key, drawn by whoever needs it first."""
-    with suppress(MissingObject):
-        return run.get(KEY_FILE)
+    kept = _read(run, KEY_FILE)
+    if kept is not None:
+        return kept
     drawn = secrets.token_hex(32).encode()
     with suppress(AlreadyExists, FileExistsError):
         if isinstance(run, LocalStore):

@@ -124,6 +124,7 @@ def open_wandb(
     """Begin or continue the W&B run; None when W&B is disabled.  ``note`` is told if it is offline unasked."""
     if config.track.wandb == "disabled":
         return None
+    rename = renaming(config, run)  # which may refuse: before W&B has begun anything
     # Also online: the server may be out of reach, now or at an earlier start.
     given = end_earlier_logs(run, wandb_id)
     wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1], note)
@@ -131,7 +132,7 @@ def open_wandb(
         wandb_run.define_metric(name, step_metric="epoch")
     # Online the server says where it goes on.
     given = given if wandb_run.offline else wandb_run.starting_step - 1
-    return WandbRecord(wandb_run, given, renaming(config, run))
+    return WandbRecord(wandb_run, given, rename)
 
 
 def end_earlier_logs(run: ObjectStore, wandb_id: str) -> int:

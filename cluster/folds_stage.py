@@ -5,6 +5,7 @@ from typing import Any
 
 from bts_dist.config import Config
 from bts_dist.model import checkpoints_of, find_model
+from bts_dist.pseudonyms import check_key
 from bts_dist.run import absolute, open_run, run_uri
 from bts_dist.wandb_stages import record_score
 from cluster import console, stages
@@ -16,6 +17,7 @@ from shards.store import open_store
 
 def cross_validate(config: Config) -> str:
     """Do the main job for each fold, score every patient by the model that never saw it, and give the page's place."""
+    check_key(config, open_run(config))
     with ray_cluster(config.cluster) if config.cluster.runtime == "ray" else nullcontext():
         run_folds(config, lambda fold, line: console.out.print(f"fold {fold}  {line}", markup=False))
         own = [fold_config(absolute(config), fold) for fold in range(num_folds(config))]

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from cluster.explanation import explain
@@ -28,6 +29,8 @@ LOOK_S = 5.0
 """Seconds between two looks; AWS advises five."""
 MARGIN_S = 10
 """Seconds before the machine goes at which the last save must be done."""
+TELL_S = 20.0
+"""Seconds that Ray has to accept a notice; its command alone takes two to start."""
 
 Notify = Callable[[str, int], None]
 
@@ -52,7 +55,9 @@ def spot_seconds(endpoint: str = METADATA, now: Callable[[], float] = time.time)
     Source: "Spot Instance interruption notices" in AWS's EC2 user guide; the session token is that of IMDSv2.
 
     Raises:
-        OSError: the metadata service does not answer.
+        OSError: the metadata service does not answer, or with an error.
+        HTTPException: it broke off.
+        ValueError: it answered something else.
     """
     ask = Request(
         f"{endpoint}/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
@@ -77,12 +82,13 @@ def drain(node: str, seconds: int) -> None:
     """Tell Ray that a node goes in so many seconds.
 
     Raises:
-        subprocess.CalledProcessError: Ray does not accept it.
+        subprocess.SubprocessError: Ray does not accept it, or does not answer in time.
+        OSError: its command is not there.
     """
     ray = Path(sys.executable).with_name("ray")
     notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the machine is taken away"]
     command = [str(ray), "drain-node", f"--node-id={node}", f"--deadline-remaining-seconds={seconds}"]
-    subprocess.run([*command, *notice], check=True)
+    subprocess.run([*command, *notice], check=True, timeout=TELL_S)
 
 
 def watch_spot(
@@ -91,17 +97,29 @@ def watch_spot(
     notify: Notify = drain,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Look until AWS takes the machine back, then tell Ray; return also when Ray has ended here."""
+    """Look until AWS takes the machine back and Ray has been told; return also when Ray has ended here."""
     while (name := node()) is not None:
         seconds = None
-        # It answers seldom late, and is asked again.
-        with suppress(URLError, TimeoutError):
+        # It fails seldom, and is asked again: a watcher that ended would say nothing when it counts.
+        try:
             seconds = left()
+        except (OSError, HTTPException, ValueError) as error:
+            print(f"the metadata service failed and is asked again: {error!r}", flush=True)
         if seconds is not None:
             print(f"AWS takes this machine back in {seconds:.0f} s", flush=True)
-            notify(name, max(0, int(seconds) - MARGIN_S))
-            return
+            if _told(notify, name, max(0, int(seconds) - MARGIN_S)):
+                return
         sleep(LOOK_S)
+
+
+def _told(notify: Notify, name: str, seconds: int) -> bool:
+    """Whether Ray has taken the notice; if not, say why."""
+    try:
+        notify(name, seconds)
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"Ray did not take the notice and is told again: {error}", flush=True)
+        return False
+    return True
 
 
 def leave(
@@ -115,8 +133,9 @@ def leave(
     name = node()
     if name is None or not busy():
         return
-    notify(name, seconds)
-    for _ in range(seconds):
+    told = False
+    for waited in range(seconds):
+        told = told or _told(notify, name, seconds - waited)
         if not busy():
             return
         sleep(1)

@@ -12,6 +12,7 @@ from bts_dist import checkpoint, cohort_table
 from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
 from bts_dist.model import checkpoints_of, find_model, load_model, model_id
+from bts_dist.pseudonyms import check_key
 from bts_dist.recovery import recoveries
 from bts_dist.report import Overlay, RunRecord, write_report
 from bts_dist.run import open_run, record_stage, run_uri, stage_record, training_recipe
@@ -136,6 +137,7 @@ def score(config: Config, model: str | None = None) -> str:
         console.stage("score", f"up to date: {location}/score.json")
         warn_of_leak(read_score(run, record["folder"]))
         return location
+    check_key(config, run)
     with console.progress("score") as update:
         location, result = run_scoring(place, config, update)
     folder = location.rsplit("/", 1)[-1]

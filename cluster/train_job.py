@@ -26,6 +26,9 @@ from cluster.process_group import NodeConfig
 from cluster.ray_runtime import ray_runtime
 from cluster.resources import check_resources, ray_cluster
 
+_RAY = "ray"
+"""The folder of a run with Ray's own notes, while it trains on a cluster that it has joined."""
+
 
 def run_training(config: Config, note: Note = lambda _: None) -> Progress:
     """Train as ``config`` says, resuming the run if it exists, and return how far it came.
@@ -107,6 +110,7 @@ def fit_on_ray(config: Config, owner: int | None, callbacks: Sequence[UserCallba
                 trainer.fit()
         except TrainingFailedError as error:
             raise fatal_error(error) or _told(error, config) from error
+    clear_ray_storage(config)
 
 
 @contextmanager
@@ -150,7 +154,16 @@ def ray_storage(config: Config, scratch: str) -> str:
     if config.cluster.address is None:
         return scratch
     uri = run_uri(config)
-    return f"{uri}/ray" if "://" in uri else str(Path(uri).resolve() / "ray")
+    return f"{uri}/{_RAY}" if "://" in uri else str(Path(uri).resolve() / _RAY)
+
+
+def clear_ray_storage(config: Config) -> None:
+    """Remove Ray's notes from the run, those of commands that were killed too: each attempt begins new ones."""
+    if config.cluster.address is None:
+        return
+    run = open_run(config)
+    for entry in run.list(f"{_RAY}/"):
+        run.delete(entry.key)
 
 
 def _told(error: TrainingFailedError, config: Config) -> Exception:

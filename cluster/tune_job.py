@@ -24,7 +24,7 @@ from bts_dist.train import check_fit
 from bts_dist.wandb_search import mark_best, record_search
 from cluster.fatal import FATAL
 from cluster.resources import decided, max_concurrent, ray_cluster
-from cluster.train_job import fit_on_ray, ray_storage
+from cluster.train_job import clear_ray_storage, fit_on_ray, ray_storage
 from cluster.tune_course import Course, Watch
 from cluster.tune_ledger import FOLDER, METRIC, Ledger, Trial, best_of, open_ledger, trial_config
 from cluster.tune_results import search_rows, write_page, write_trials
@@ -167,6 +167,9 @@ def _run(course: Course, scratch: str) -> None:
     # Ctrl-C as elsewhere: Tune would take it for an end in good order, with the trials as they are.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     tuner.fit()
+    # Trials that were stopped early have not done so themselves.
+    for each in (config, *(trial_config(config, course.ledger, trial) for trial in course.trials.values())):
+        clear_ray_storage(each)
     left = [trial.number for trial in course.trials.values() if not trial.ended]
     if left:
         raise RuntimeError(f"the search broke off with trials {left} under way; the same command goes on")

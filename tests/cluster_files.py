@@ -72,3 +72,11 @@ def options(command: str) -> dict[str, str]:
     words = shlex.split(re.sub(r"\$\([^)]*\)", "COMMAND", command))
     pairs = (word.removeprefix("--").partition("=") for word in words if word.startswith("--"))
     return {name: value for name, _, value in pairs}
+
+
+def port_table() -> list[list[str]]:
+    """The rows of the table of ports in docs/operations.md, as lists of cells."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Ports\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+) \|$", section, re.MULTILINE)
+    return [row.split(" | ") for row in rows[1:]]

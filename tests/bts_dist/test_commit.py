@@ -1,12 +1,18 @@
 """Which code runs is known with its repository, without it, and not at all."""
 
+import os
+import shutil
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bts_dist import commit
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +51,34 @@ def test_a_folder_within_another_repository_has_no_commit(tmp_path: Path) -> Non
 def test_without_its_repository_the_code_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(commit.VARIABLE, "0123abcd")
     assert commit.code_commit() == "0123abcd"
+
+
+def build(folder: Path, known: str) -> Path:
+    """A wheel of the sources without their repository, unpacked as an installation has it."""
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "hatch_build.py"):
+        shutil.copy(ROOT / name, source)
+    for name in ("shards", "bts_dist", "cluster"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(words, cwd=source, env=os.environ | {commit.VARIABLE: known}, check=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_a_wheel_knows_what_it_was_built_from(tmp_path: Path) -> None:
+    installed = build(tmp_path, "0123abcd")
+    code = "from bts_dist import commit; print(commit.__file__, commit.code_commit())"
+    words = [sys.executable, "-P", "-c", code]
+    environment = {"PYTHONPATH": str(installed)}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"{installed}/bts_dist/commit.py", "0123abcd"]
+
+
+def test_a_wheel_of_who_knows_what_says_nothing(tmp_path: Path) -> None:
+    installed = build(tmp_path, "")
+    assert (installed / "bts_dist" / "commit.py").exists()
+    assert commit._built_from(installed / "bts_dist") is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.pseudonyms import KEY_FILE, VARIABLE, pseudonym, renaming
+from bts_dist.pseudonyms import FINGERPRINT_FILE, KEY_FILE, VARIABLE, fingerprint, pseudonym, renaming
 from shards.errors import InputError
 from shards.store import LocalStore
 
@@ -42,7 +42,7 @@ def test_the_run_draws_a_key_once_and_keeps_it_to_its_owner(config: Config, run:
     name = first("TCGA_CS_4941")
     path = run.root / KEY_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [entry.key for entry in run.list()] == [KEY_FILE]
+    assert [entry.key for entry in run.list()] == [KEY_FILE, FINGERPRINT_FILE]
     assert renaming(config, run)("TCGA_CS_4941") == name == pseudonym("TCGA_CS_4941", path.read_bytes())
     assert first("TCGA_CS_4942") != name
 
@@ -53,7 +53,9 @@ def test_a_key_of_the_environment_is_the_same_for_all_runs(
     monkeypatch.setenv(VARIABLE, KEY)
     other = LocalStore("", tmp_path / "other")
     assert renaming(config, run)("a") == renaming(config, other)("a") == pseudonym("a", KEY.encode())
-    assert run.list() == other.list() == []
+    # Of the key itself nothing is kept.
+    assert run.get(FINGERPRINT_FILE) == other.get(FINGERPRINT_FILE) == fingerprint(KEY.encode()).encode()
+    assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE]
 
 
 def test_a_key_that_can_be_guessed_is_refused(
@@ -61,8 +63,61 @@ def test_a_key_that_can_be_guessed_is_refused(
 ) -> None:
     monkeypatch.setenv(VARIABLE, KEY[:-1])
     with pytest.raises(InputError, match=r"BTS_PSEUDONYM_KEY has 15 characters.*at least 16") as error:
-        renaming(config, run)("a")
+        renaming(config, run)
     assert KEY[:-1] not in str(error.value)
+
+
+@given(st.binary(min_size=16), st.binary(min_size=16))
+def test_a_fingerprint_tells_keys_apart(key: bytes, other: bytes) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint(key))
+    if key.rstrip(b"\0") != other.rstrip(b"\0"):
+        assert fingerprint(key) != fingerprint(other)
+
+
+def test_a_run_is_refused_under_another_key(
+    config: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+    renaming(config, run)("a")
+    before = fingerprint(KEY.encode())
+    monkeypatch.setenv(VARIABLE, "another key of 16")
+    here = fingerprint(b"another key of 16")
+    told = rf"fingerprint {here} on this machine.*fingerprint {before}.*set that key on every.*run\.name="
+    with pytest.raises(InputError, match=told) as error:
+        renaming(config, run)
+    assert "another key" not in str(error.value)
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(InputError, match=rf"is not set on this machine.*{before}"):
+        renaming(config, run)
+    assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE], "no key was drawn"
+    monkeypatch.setenv(VARIABLE, KEY)
+    assert renaming(config, run)("a") == pseudonym("a", KEY.encode())
+
+
+@pytest.mark.parametrize("has_fingerprint", [True, False], ids=["", "as runs before there were fingerprints"])
+def test_a_run_with_a_key_of_its_own_takes_none_from_outside(
+    config: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch, has_fingerprint: bool
+) -> None:
+    renaming(config, run)("a")
+    if not has_fingerprint:
+        run.delete(FINGERPRINT_FILE)
+    monkeypatch.setenv(VARIABLE, KEY)
+    with pytest.raises(InputError, match=r"unset it, since the run has drawn that key itself"):
+        renaming(config, run)
+    # The very key that was drawn is no other one.
+    monkeypatch.setenv(VARIABLE, run.get(KEY_FILE).decode())
+    renaming(config, run)("a")
+
+
+def test_of_two_machines_with_two_keys_one_names_nobody(
+    config: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = renaming(config, run)  # nothing is known yet
+    monkeypatch.setenv(VARIABLE, KEY)
+    first = renaming(config, run)("a")
+    with pytest.raises(InputError, match="two names in one run"):
+        late("a")
+    assert renaming(config, run)("a") == first
 
 
 def test_names_stay_where_they_are_wanted(config: Config, run: LocalStore) -> None:

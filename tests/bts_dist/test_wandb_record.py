@@ -19,6 +19,7 @@ from bts_dist import wandb_session
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.overlays import SliceOverlay
+from bts_dist.pseudonyms import FINGERPRINT_FILE, VARIABLE
 from bts_dist.track import open_tracker, read_metrics
 from bts_dist.wandb_record import WandbRecord, open_wandb
 from shards.errors import InputError
@@ -209,6 +210,16 @@ def test_a_log_without_a_beginning_goes_and_others_stay(offline: Config, run: Lo
     assert losses(start(offline, run, 0, {1: 1.0}, published=1)) == {1: 1.0}
     assert len(logs(run)) == 1
     assert len(list((run.root / "wandb").glob("*/run-other.wandb"))) == 1
+
+
+def test_under_another_key_for_patients_names_nothing_is_begun(
+    offline: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.put(FINGERPRINT_FILE, b"0123456789abcdef")
+    monkeypatch.setenv(VARIABLE, "a key of the environment")
+    with pytest.raises(InputError, match="two names in one run"):
+        open_wandb(offline, run, run.root, "abc")
+    assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE]
 
 
 def test_an_unreadable_log_is_kept_and_refused(offline: Config, run: LocalStore) -> None:

@@ -91,6 +91,17 @@ def test_the_image_asks_for_a_token_and_holds_none(target: str) -> None:
     assert all("TOKEN" not in rest for name, rest in stages()[target] if name == "ARG")
 
 
+def test_the_wheel_is_told_its_commit_and_the_image_is_not() -> None:
+    steps = stages()["wheel"]
+    (told,) = (i for i, step in enumerate(steps) if step == ("ARG", "BTS_COMMIT"))
+    (built,) = (i for i, (name, rest) in enumerate(steps) if name == "RUN" and "pip wheel" in rest)
+    assert told < built
+    comments = IMAGES.read_text(encoding="utf-8").partition("\nARG BASE")[0]
+    assert comments.count('--build-arg "$commit"') == comments.count("#   docker build ") == 2
+    for target in ("cpu", "gpu"):
+        assert not any("BTS_COMMIT" in rest for name, rest in stages()[target])
+
+
 def test_what_is_copied_is_there_and_let_in() -> None:
     let_in = set((ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines())
     assert "*" in let_in, "everything else stays out: data, runs, keys"

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from cluster_files import JOBS, KUBERAY, MANIFESTS, PINNED, ROOT, documents, ray_clusters
+from cluster_files import JOBS, KUBERAY, MANIFESTS, PINNED, ROOT, documents, port_table, ray_clusters
 from jsonschema import Draft202012Validator, ValidationError
 
+from bts_dist import pseudonyms
 from bts_dist.compose import load_config
 from bts_dist.config import Config
 from cluster.cli import app
@@ -25,12 +26,32 @@ KINDS = {
     "ServiceAccount": "io.k8s.api.core.v1.ServiceAccount",
     "NetworkPolicy": "io.k8s.api.networking.v1.NetworkPolicy",
 }
+POD = ("spec", "workerGroupSpecs", 1, "template", "spec")
+CONTAINER = (*POD, "containers", 0)
+
+
+def strict(schema: Any) -> Any:
+    """A CRD's schema as one that refuses unknown fields, which a cluster drops in silence, and heeds ``format``."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {
+        key: {name: strict(field) for name, field in value.items()} if key == "properties" else strict(value)
+        for key, value in schema.items()
+    }
+    if "properties" in found:
+        found["additionalProperties"] = False
+    if found.get("format") == "int32":
+        found = {"minimum": -(2**31), "maximum": 2**31 - 1} | found
+    return found
 
 
 @functools.cache
 def validator(kind: str) -> Draft202012Validator:
     kubernetes = json.loads((SCHEMAS / "kubernetes.json").read_text(encoding="utf-8"))["$defs"]
-    kuberay = yaml.safe_load((SCHEMAS / "kuberay.yaml").read_text(encoding="utf-8"))["$defs"]
+    crds = yaml.safe_load((SCHEMAS / "kuberay.yaml").read_text(encoding="utf-8"))
+    kuberay = {name: strict(schema) for name, schema in crds.items()}
     schema = {"$ref": f"#/$defs/{KINDS[kind]}", "$defs": kubernetes | kuberay}
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
@@ -74,33 +95,59 @@ def test_each_object_fits_its_schema(content: dict[str, Any]) -> None:
     validator(content["kind"]).validate(content)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        ("spec", "enableInTreeAutoscalling"),
-        ("spec", "autoscalerOptions", "idleTimeout"),
-        ("spec", "headGroupSpec", "template", "spec", "serviceAcountName"),
-        ("spec", "workerGroupSpecs", 1, "template", "spec", "containers", 0, "resources", "limit"),
-        ("spec", "workerGroupSpecs", 1, "template", "spec", "volumes", 0, "configMap", "items", "x"),
-    ],
-    ids=lambda path: str(path[-1]),
-)
-def test_a_misspelt_field_is_noticed(path: tuple[str | int, ...]) -> None:
-    # Kubernetes would drop it in silence.
-    content = copy.deepcopy(the("RayCluster", "cluster.yaml"))
+Place = tuple[str | int, ...]
+
+
+def changed(content: dict[str, Any], path: Place, value: Any) -> dict[str, Any]:
+    """A copy with another value at a place, which is made where it is not there."""
+    content = copy.deepcopy(content)
     place: Any = content
     for key in path[:-1]:
         place = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
-    place[path[-1]] = True
-    with pytest.raises(ValidationError):
-        validator("RayCluster").validate(content)
+    place[path[-1]] = value
+    return content
 
 
-def test_a_number_where_ray_wants_a_string_is_noticed() -> None:
-    content = copy.deepcopy(the("RayCluster", "cluster.yaml"))
-    content["spec"]["headGroupSpec"]["rayStartParams"]["port"] = 6379
-    with pytest.raises(ValidationError, match="6379 is not of type 'string'"):
-        validator("RayCluster").validate(content)
+@pytest.mark.parametrize(
+    ("kind", "file", "path"),
+    [
+        ("RayCluster", "cluster.yaml", ("spec", "enableInTreeAutoscalling")),
+        ("RayCluster", "cluster.yaml", ("spec", "autoscalerOptions", "idleTimeout")),
+        ("RayCluster", "cluster.yaml", ("spec", "authOptions", "token")),
+        ("RayCluster", "cluster.yaml", ("spec", "headGroupSpec", "template", "spec", "serviceAcountName")),
+        ("RayCluster", "cluster.yaml", ("spec", "workerGroupSpecs", 1, "maxReplica")),
+        ("RayCluster", "cluster.yaml", (*CONTAINER, "resources", "limit")),
+        ("RayCluster", "cluster.yaml", (*POD, "volumes", 0, "configMap", "items", "x")),
+        ("RayJob", "main_job.yaml", ("spec", "runtimeEnv")),
+        ("RayJob", "main_job.yaml", ("spec", "rayClusterSpec", "headGroup")),
+        ("RayJob", "jobs/train.yaml", ("spec", "submitterConfig", "backoff")),
+    ],
+    ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",
+)
+def test_a_misspelt_field_is_noticed(kind: str, file: str, path: Place) -> None:
+    # Kubernetes would drop it in silence.
+    with pytest.raises(ValidationError, match=r"Additional properties|is not of type"):
+        validator(kind).validate(changed(the(kind, file), path, True))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("headGroupSpec", "rayStartParams", "port"), 6379, "6379 is not of type 'string'"),
+        (("workerGroupSpecs", 0, "maxReplicas"), 2**31, "greater than the maximum"),
+        (("authOptions", "mode"), "password", "is not one of"),
+        (("autoscalerOptions", "version"), 2, "is not of type 'string'"),
+        (("upgradeStrategy",), {"type": "RollingUpdate"}, "is not one of"),
+        (("gcsFaultToleranceOptions",), {"externalStorageNamespace": "a"}, "'redisAddress' is a required"),
+        (("managedBy",), "me", "is not one of"),
+        (("workerGroupSpecs", 0), {"groupName": "a"}, "is a required property"),
+        (("ttlSecondsAfterIdle",), 60, "Additional properties"),  # of a KubeRay after 1.6
+    ],
+    ids=lambda value: str(value[-1]) if isinstance(value, tuple) else "",
+)
+def test_a_value_that_kuberay_does_not_take_is_noticed(path: Place, value: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        validator("RayCluster").validate(changed(the("RayCluster", "cluster.yaml"), ("spec", *path), value))
 
 
 def test_a_job_without_a_cluster_is_noticed() -> None:
@@ -167,6 +214,18 @@ def test_a_pod_has_few_rights_and_no_secret(pod: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("pod", groups())
+def test_a_pod_has_the_keys_of_secrets_that_need_not_be(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    secrets = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"]}
+    assert set(secrets) == {"WANDB_API_KEY", pseudonyms.VARIABLE}
+    comments = (KUBERAY / "site.yaml").read_text(encoding="utf-8")
+    for secret in secrets.values():
+        assert secret["optional"] is True
+        made = f"kubectl create secret generic {secret['name']} --from-file={secret['key']}=/dev/stdin"
+        assert made in comments
+
+
+@pytest.mark.parametrize("pod", groups())
 def test_a_pod_mounts_what_it_has(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
@@ -217,12 +276,20 @@ def test_the_cache_has_room_for_what_is_kept_there(site: Path) -> None:
     assert config.store.cache_gib < int(cache.removesuffix("Gi"))
 
 
-def test_only_pods_of_the_cluster_and_the_dashboard_are_reached() -> None:
+def test_only_pods_of_the_cluster_the_dashboard_and_a_prometheus_are_let_in() -> None:
     policy = the("NetworkPolicy", "site.yaml")["spec"]
     labels = policy["podSelector"]["matchLabels"]
-    inside, dashboard = policy["ingress"]
+    inside, dashboard, metrics = policy["ingress"]
     assert inside == {"from": [{"podSelector": {"matchLabels": labels}}]}
     assert [p["port"] for p in dashboard["ports"]] == [8265]
+    # One place: both its namespace, which nobody has labelled yet, and the pod.
+    (prometheus,) = metrics["from"]
+    assert prometheus["namespaceSelector"]["matchLabels"] == {"bts-dist/metrics": "read"}
+    assert prometheus["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    documented = {int(numbers) for numbers, *_, who in port_table() if "Prometheus" in who}
+    assert {p["port"] for p in metrics["ports"]} == documented
+    label = "kubectl label namespace monitoring bts-dist/metrics=read"
+    assert label in " ".join((ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split())
     for _, cluster in ray_clusters():
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             assert group["template"]["metadata"]["labels"].items() >= labels.items()

@@ -2,11 +2,15 @@
 
 import json
 import re
+import socket
+import subprocess
 import threading
 from collections.abc import Iterator
+from http.client import HTTPException, HTTPMessage, IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
+from urllib.error import HTTPError, URLError
 
 import pytest
 import yaml
@@ -74,18 +78,79 @@ def test_a_notice_is_passed_on_once_with_time_to_spare() -> None:
     assert waits == [notice.LOOK_S] * 2
 
 
-def test_a_service_that_does_not_answer_is_asked_again() -> None:
-    answers = iter([TimeoutError(), 60.0])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TimeoutError(),
+        URLError("no route"),
+        HTTPError("http://169.254.169.254", 503, "busy", HTTPMessage(), None),
+        ConnectionResetError(),
+        IncompleteRead(b"{"),
+        json.JSONDecodeError("cut short", "{", 1),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_service_that_fails_is_asked_again(failure: Exception) -> None:
+    answers: Iterator[Exception | float] = iter([failure, 60.0])
 
     def left() -> float | None:
         answer = next(answers)
-        if isinstance(answer, TimeoutError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
     told: list[tuple[str, int]] = []
     watch_spot(lambda: NODE, left, lambda *n: told.append(n), lambda _: None)
     assert told == [(NODE, 50)]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nto", "nonsense\r\n\r\n"]
+)
+def test_a_service_that_breaks_off_raises_what_is_heeded(broken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(broken.encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises((OSError, HTTPException)):
+            spot_seconds(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
+class Deaf:
+    """Ray, which takes a notice only when it is told for the last of so many times."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.told: list[int] = []
+
+    def __call__(self, node: str, seconds: int) -> None:
+        self.told.append(seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+FAILURES = (subprocess.CalledProcessError(1, "ray"), subprocess.TimeoutExpired("ray", 20), OSError("no ray"))
+
+
+def test_a_notice_that_ray_does_not_take_is_given_again_with_the_time_there_still_is() -> None:
+    left = iter([120.0, 115.0, 110.0, 105.0])
+    ray = Deaf(*FAILURES)
+    watch_spot(lambda: NODE, lambda: next(left), ray, lambda _: None)
+    assert ray.told == [110, 105, 100, 95]
+
+
+def test_a_pod_tells_ray_again_too() -> None:
+    busy = iter([True] * 6 + [False])
+    ray = Deaf(*FAILURES)
+    leave(100, lambda: NODE, lambda: next(busy), ray, lambda _: None)
+    assert ray.told == [100, 99, 98, 97]
 
 
 def test_the_watch_ends_with_ray() -> None:
@@ -129,7 +194,7 @@ def test_ray_is_found_among_the_processes(tmp_path: Path) -> None:
 def test_ray_knows_the_command_by_which_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Hidden from Ray's help: another version may not have it.
     given: list[list[str]] = []
-    monkeypatch.setattr(notice.subprocess, "run", lambda command, check: given.append(command))
+    monkeypatch.setattr(notice.subprocess, "run", lambda command, **_: given.append(command))
     notice.drain(NODE, 100)
     ((_, name, *arguments),) = given
     assert name == drain_node.name

@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from cluster_files import ROOT, RayStart, ray_starts
+from cluster_files import RayStart, port_table, ray_starts
 from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
 from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.scripts.scripts import start
@@ -13,18 +13,10 @@ HEAD_ONLY = {"port", "dashboard-port", "ray-client-server-port"}
 STARTS = pytest.mark.parametrize("ray_start", ray_starts(), ids=lambda s: s.place)
 
 
-def table() -> list[list[str]]:
-    """The rows of the table, as lists of cells."""
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    section = page.partition("\n## Ports\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (.+) \|$", section, re.MULTILINE)
-    return [row.split(" | ") for row in rows[1:]]
-
-
 def documented() -> dict[str, str]:
     """Option of ``ray start`` to its value, as the table has them."""
     found = {}
-    for numbers, setter, *_ in table():
+    for numbers, setter, *_ in port_table():
         options = re.findall(r"`--([\w-]+)`", setter)
         values = ["0"] if numbers == "off" else numbers.split("–")
         found |= dict(zip(options, values, strict=True)) if options else {}
@@ -59,13 +51,13 @@ def test_the_dashboard_is_on_the_private_address(ray_start: RayStart) -> None:
 
 
 def test_ports_that_ray_sets_itself_are_as_the_table_has_them() -> None:
-    own = {int(numbers) for numbers, setter, *_ in table() if setter == "Ray"}
+    own = {int(numbers) for numbers, setter, *_ in port_table() if setter == "Ray"}
     assert own == {AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
 
 
 def test_no_port_is_taken_twice() -> None:
     spans = []
-    for numbers, setter, *_ in table():
+    for numbers, setter, *_ in port_table():
         if numbers != "off" and setter != "Linux":
             first, _, last = numbers.partition("–")
             spans.append((int(first), int(last or first)))
@@ -75,5 +67,5 @@ def test_no_port_is_taken_twice() -> None:
 
 
 def test_somebody_may_reach_each_port_and_nobody_the_world() -> None:
-    assert all(len(row) == 5 and row[-1] for row in table())
-    assert not any(re.search("anyone|everyone|internet", row[-1]) for row in table())
+    assert all(len(row) == 5 and row[-1] for row in port_table())
+    assert not any(re.search("anyone|everyone|internet", row[-1]) for row in port_table())

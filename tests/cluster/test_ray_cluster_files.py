@@ -1,7 +1,10 @@
 """The files for ``ray up``: Ray's own schema, the project's versions, no keys, few rights."""
 
 import json
+import os
 import re
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,7 @@ def test_what_is_placed_on_machines_is_there_or_made(path: Path) -> None:
     made = {
         "dist": "make wheel",
         "~/.ray/auth_token": "ray get-auth-token --generate && chmod 600 ~/.ray/auth_token",
+        "~/.bts/keys": "mkdir -p ~/.bts && touch ~/.bts/keys && chmod 600 ~/.bts/keys",
     }
     for place in mounts.values():
         assert place in made or (ROOT / place).exists(), place
@@ -76,9 +80,27 @@ def test_the_token_is_asked_for_and_for_the_user_alone(path: Path) -> None:
 
 
 @FILES
+def test_shells_have_the_keys_and_nobody_else(path: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".bts").mkdir(parents=True)
+    (home / ".bts" / "keys").write_text("WANDB_API_KEY=w\nBTS_PSEUDONYM_KEY='p q'\n", encoding="utf-8")
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    steps = [c for c in launcher(path)["setup_commands"] if ".bts" in c]
+    for command in 2 * steps:  # a machine may be set up again
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+    assert stat.S_IMODE((home / ".bts" / "keys").stat().st_mode) == 0o600
+    # As Ray's launcher runs each command.
+    words = ["bash", "--login", "-c", "-i", "source ~/.bashrc; env; wc -l < ~/.bashrc"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    printed = done.stdout.splitlines()
+    assert {"WANDB_API_KEY=w", "BTS_PSEUDONYM_KEY=p q"} <= set(printed)
+    assert printed[-1].strip() == "1"
+
+
+@FILES
 def test_no_key_is_written_down(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert re.findall(r"AKIA|ASIA|aws_credentials|aws_secret|BEGIN .*KEY|WANDB_API_KEY", text) == []
+    assert re.findall(r"AKIA|ASIA|aws_credentials|aws_secret|BEGIN .*KEY|\w+_KEY *[=:] *(?!…)\S", text) == []
 
 
 @FILES

@@ -114,10 +114,11 @@ def _machine(request: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user who has followed the comments: a wheel and a token; the folder is the repository's."""
+    """A user who has followed the comments: a wheel, a token and keys; the folder is the repository's."""
     folder = tmp_path / "home"
-    (folder / ".ray").mkdir(parents=True)
-    (folder / ".ray" / "auth_token").write_text("secret", encoding="utf-8")
+    for place in (folder / ".ray" / "auth_token", folder / ".bts" / "keys"):
+        place.parent.mkdir(parents=True)
+        place.write_text("secret", encoding="utf-8")
     monkeypatch.setenv("HOME", str(folder))
     for name in ("constraints.txt", "configs"):
         (tmp_path / name).symlink_to(AWS.parent / name)
@@ -281,6 +282,10 @@ def test_ones_own_machines_are_set_up_one_and_all() -> None:
         shell = start_worker(config, provider, address)
         steps = shell.order(f".ray/auth_token ubuntu@{address}", "--no-deps", "ray start --address=")
         assert steps == sorted(steps)
+        steps = shell.order(f".bts/keys ubuntu@{address}", "set -a; . ~/.bts/keys", "ray start --address=")
+        assert steps == sorted(steps)
+        (start,) = (line for line in shell.lines if "ray start" in line)
+        assert "source ~/.bashrc" in start, "by which Ray's processes have the keys"
 
 
 @pytest.mark.usefixtures("local_state")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.pseudonyms import FINGERPRINT_FILE, VARIABLE
 from cluster.cli import guarded
 from shards.config import NoSplit, PackConfig, PhantomConfig, StoreConfig
 from shards.manifest import MANIFEST
@@ -53,6 +54,16 @@ def fails(capsys: pytest.CaptureFixture[str], model: str, shards: Path, *sets: s
 def test_a_score_needs_nothing_but_model_and_shards(run: str, shards: Path) -> None:
     assert score(run, shards) == 0
     assert json.loads(next(Path(run).glob("score-*/score.json")).read_text())["patients"]
+
+
+def test_another_key_for_patients_names_than_the_runs(
+    capsys: pytest.CaptureFixture[str], run: str, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(run) / FINGERPRINT_FILE).write_text("0123456789abcdef")
+    monkeypatch.setenv(VARIABLE, "a key of the environment")
+    text = fails(capsys, run, shards, "track.wandb=offline")
+    assert "a patient would have two names in one run; set that key on every machine" in text
+    assert score(run, shards, "track.wandb=disabled") == 0, "nobody is named to W&B"
 
 
 def test_weights_of_another_shape_than_the_config(

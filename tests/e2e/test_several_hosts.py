@@ -24,6 +24,7 @@ from ray_hosts import RayHosts
 from swift_server import SwiftServer
 from wandb_log import OfflineRun, read_all
 
+from bts_dist import commit
 from bts_dist.compose import load_config
 from bts_dist.runtime import LocalRuntime
 from bts_dist.track import METRICS, read_metrics, wandb_id
@@ -54,6 +55,8 @@ track: {{overlays: 1}}
 cluster: {{workers: 2}}
 run: {{dir: "{BUCKET}/runs"}}
 """
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""Of the code as the machine outside says it, which alone could ask a repository."""
 NOTICES_SOON = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
@@ -110,7 +113,7 @@ def cluster(
         pytest.MonkeyPatch.context() as patch,
     ):
         ray = RayHosts(network)
-        outside = inside | ray.access
+        outside = inside | ray.access | {commit.VARIABLE: COMMIT}
         inside |= (
             ray.inside | server.environment | NOTICES_SOON | {"XDG_CACHE_HOME": str(network.own / "cache")}
         )
@@ -173,6 +176,7 @@ def test_each_rank_has_an_address_and_reads_the_store_itself(
     assert kept["two"] > 2
     keys = [entry.key for entry in trained[0].list("checkpoints/")]
     assert sum(key.endswith("model.safetensors") for key in keys) == EPOCHS
+    assert trained[0].list("ray/") == [], "nothing of Ray's own notes is left"
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +203,7 @@ def test_the_offline_record_reads_back(scored: ObjectStore, tmp_path: Path) -> N
     (log,) = wandb_logs(run, tmp_path)
     assert log.exit_code == 0
     assert log.name == "two"
+    assert log.commit == COMMIT
     assert log.config["model"]["features"] == 4
     assert log.config["data"]["shards"] == f"{BUCKET}/shards"
     check_history([log], run)
@@ -213,7 +218,7 @@ def test_the_offline_record_reads_back(scored: ObjectStore, tmp_path: Path) -> N
     assert all(uri.startswith(f"{BUCKET}/shards/") for uri, _, _ in data.files.values())
 
     (log,) = read_all(tmp_path, f"{wandb_id(run)}-score")
-    assert (log.job_type, log.group, log.exit_code) == ("score", "two", 0)
+    assert (log.job_type, log.group, log.exit_code, log.commit) == ("score", "two", 0, COMMIT)
     score = json.loads(run.get("score/score.json"))
     assert log.summary["dice/patient"] == pytest.approx(score["metrics"]["dice/patient"]["mean"])
     (table,) = (json.loads(path.read_text()) for path in tmp_path.rglob("media/table/patients*.table.json"))

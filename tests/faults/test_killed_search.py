@@ -134,6 +134,7 @@ def test_a_killed_search_goes_on(
     assert newest_attempt(second) == attempts + 1
     assert any(row["text"].startswith("resuming after") for row in read_metrics(second, "note"))
     assert "going on: 1 trials have ended, 1 resume" in told(tmp_path)
+    assert list((tmp_path / "run").rglob("ray")) == [], "nothing of Ray's own notes is left, of both commands"
 
     # What follows is what follows without a kill, here without Ray: the proposals, the scores and the best.
     expected = undisturbed(load_config([], [*places(packed, tmp_path), *SETTINGS]), tmp_path / "undisturbed")
