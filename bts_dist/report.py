@@ -36,8 +36,9 @@ class RunRecord:
     epochs: Sequence[Row]
     """Rows of epoch metrics: ``epoch``, ``train/loss``, ``val/dice/patient``, ``lr``, ``time/epoch_s``…"""
     score: Row | None
-    """score.json: ``metrics`` and ``patients``, and where known ``threshold``, ``checkpoint``, ``data``, ``subgroups``,
-    ``calibration``, ``thresholds``, ``folds`` and ``over_folds``, and ``claim``, which maps names of metrics to values.
+    """score.json: ``metrics`` and ``patients``, and where known ``threshold``, ``checkpoint``, ``predicts``,
+    ``inference``, ``data``, ``differs``, ``subgroups``, ``calibration``, ``thresholds``, ``folds`` and ``over_folds``,
+    and ``claim``, which maps names of metrics to values.
     """
     overlays: Sequence[Overlay] = ()
     """Pictures for readers whose browser runs no scripts, and for scores without ``slices``."""
