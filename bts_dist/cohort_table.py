@@ -1,6 +1,8 @@
 """The section ``differs`` of a score as a table, which the console and the report show."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bts_dist.cohort import QUANTITIES, SHARES, SIZES
@@ -14,25 +16,68 @@ HEADINGS: Line = ("quantity", "training patients", "scored patients", "differenc
 _MOST_NAMED = 6
 
 
+@dataclass(frozen=True)
+class Row:
+    """One quantity in words, and the numbers to sort by: None where there is none."""
+
+    line: Line
+    training: float | None
+    scored: float | None
+    difference: float | None
+
+
 def lines(differs: Mapping[str, Any]) -> list[Line]:
     """A line for each quantity that either group has: both groups, the difference, and ``large`` where it is."""
+    return [row.line for row in rows(differs)]
+
+
+def rows(differs: Mapping[str, Any]) -> list[Row]:
+    """The lines with numbers: counts, pixels of a slice, means, shares; and differences in standard deviations."""
     groups, found = (differs["training"], differs["scored"]), differs["differences"]
     known = [n for n in QUANTITIES if any(g is not None and n in g["quantities"] for g in groups)]
     size, sites = found.get("size"), found.get("institutions")
     unseen = "–" if sites is None else f"{sites['patients']} patients from unseen ones"
     return [
-        _line("patients", [_count(g) for g in groups], "", None),
-        _line("institutions", [_sites(g) for g in groups], unseen, sites),
-        _line("pixels of a slice", [_size(g) for g in groups], "–" if size is None else "", size),
+        _row("patients", [(_count(g), _number_of(g, "patients")) for g in groups], "", None),
+        _row("institutions", [(_sites(g), _number_of(g, "institutions")) for g in groups], unseen, sites),
+        _row(
+            "pixels of a slice",
+            [(_size(g), _number_of(g, "height", "width")) for g in groups],
+            "–" if size is None else "",
+            size,
+        ),
         *(
-            _line(QUANTITIES[n], [_spread(g, n) for g in groups], _difference(found.get(n)), found.get(n))
+            _row(
+                QUANTITIES[n],
+                [(_spread(g, n), _mean(g, n)) for g in groups],
+                _difference(found.get(n)),
+                found.get(n),
+            )
             for n in known
         ),
     ]
 
 
-def _line(what: str, groups: list[str], difference: str, found: Mapping[str, Any] | None) -> Line:
-    return what, *groups, difference, "large" if found is not None and found["large"] else ""  # type: ignore[return-value]
+def _row(
+    what: str,
+    groups: list[tuple[str, float | None]],
+    difference: str,
+    found: Mapping[str, Any] | None,
+) -> Row:
+    (training, own), (scored, other) = groups
+    large = "large" if found is not None and found["large"] else ""
+    return Row((what, training, scored, difference, large), own, other, (found or {}).get("smd"))
+
+
+def _number_of(group: Group | None, *names: str) -> float | None:
+    """The product of what ``names`` count."""
+    if group is None:
+        return None
+    return math.prod(v if isinstance(v := group[name], int) else len(v) for name in names)
+
+
+def _mean(group: Group | None, name: str) -> float | None:
+    return None if group is None or name not in group["quantities"] else group["quantities"][name]["mean"]
 
 
 def _count(group: Group | None) -> str:

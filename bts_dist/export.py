@@ -184,7 +184,7 @@ def _write_words(
         "format": FORMAT,
         "run": place.run.rstrip("/").rpartition("/")[2],
         "checkpoint": place.name,
-        "epoch": model.progress.epoch,
+        "epoch": [own.progress.epoch for _, own in model.folds] or model.progress.epoch,
         "weights": "moving average" if model.config.optim.ema is not None else "as trained",
         "inference": _without_places(model.inference.to_json()),
         "data_id": model.progress.data_id,

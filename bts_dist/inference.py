@@ -4,6 +4,7 @@ Scoring, prediction and export all read it from here, so that none of them predi
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,11 +56,7 @@ class Inference:
         if self.members:
             words.append(f"mean of {len(self.members) + 1} checkpoints")
         if self.keep != "all":
-            words.append(
-                "largest component only"
-                if self.keep == "largest"
-                else f"components of {self.keep} voxels or more"
-            )
+            words.append(_kept(self.keep))
         if self.chosen is None:
             words.append("as validated")
         return ", ".join(words)
@@ -73,6 +70,25 @@ class Inference:
             "members": [asdict(member) for member in self.members],
             **(self.chosen or {}),
         }
+
+
+def describe_all(ways: Sequence[Inference]) -> str:
+    """The ways of several models, at least one, in words: what they share, and how far they differ."""
+    told = sorted({way.describe() for way in ways})
+    if len(told) == 1:
+        return told[0]
+    low, high = (f(way.threshold for way in ways) for f in (min, max))
+    words = [f"threshold {low:g}" if low == high else f"thresholds {low:g} – {high:g}"]
+    # In the order of the words of one model; what all of them do needs no number.
+    for some in ("mirrored", "not mirrored"):
+        words += _how_many(some, sum(way.mirror == (some == "mirrored") for way in ways), len(ways))
+    fewest, most = (f(len(way.members) + 1 for way in ways) for f in (min, max))
+    if most > 1:
+        words.append(f"mean of {fewest if fewest == most else f'{fewest} to {most}'} checkpoints")
+    for keep in dict.fromkeys(way.keep for way in ways if way.keep != "all"):
+        words += _how_many(_kept(keep), sum(way.keep == keep for way in ways), len(ways))
+    words += _how_many("as validated", sum(way.chosen is None for way in ways), len(ways))
+    return ", ".join(words)
 
 
 def write_inference(run: ObjectStore, name: str, checkpoint_id: str, found: Inference) -> None:
@@ -117,6 +133,17 @@ def read_inference(run: ObjectStore, name: str, checkpoint_id: str) -> Inference
     if of != checkpoint_id:
         raise InputError(f"{run.uri}/{_key(name)} is of another checkpoint than {name} is now; {remedy}")
     return found
+
+
+def _kept(keep: Keep) -> str:
+    return "largest component only" if keep == "largest" else f"components of {keep} voxels or more"
+
+
+def _how_many(words: str, some: int, total: int) -> list[str]:
+    """What all do, or some, or nobody."""
+    if not some:
+        return []
+    return [words if some == total else f"{words} in {some} of {total}"]
 
 
 def _key(name: str) -> str:

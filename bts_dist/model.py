@@ -37,6 +37,8 @@ class Model:
     progress: Progress
     device: torch.device
     inference: Inference
+    folds: tuple[tuple["ModelPlace", "Model"], ...] = ()
+    """Of a cross-validation's models together each fold's own, in the order of the folds."""
 
 
 def as_validated(progress: Progress, config: Config) -> Inference:
@@ -254,7 +256,8 @@ def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> M
 
     No patient is unseen by all of them, so nothing can be chosen for them together: the threshold is the median of
     theirs, and the rest is what most of them chose.  All their networks are averaged, those of a fold's ensemble too.
-    What their patients are like is told by the first fold's.
+    Config, progress and what their patients are like are the first fold's, but for what concerns all of them; ``folds``
+    has each fold's own.
     """
     places = [find_model(uri, store) for uri in _fold_runs(run)]
     models = [load_model(place, store, device) for place in places]
@@ -281,4 +284,6 @@ def _load_folds(run: ObjectStore, store: StoreConfig, device: torch.device) -> M
         patients=sorted({patient for model in models for patient in model.progress.patients}),
     )
     network = ensemble([own for model in models for own in networks_of(model.network)])
-    return Model(network.eval(), models[0].config, progress, device, inference)
+    config = models[0].config.model_copy(update={"split": split.model_copy(update={"fold": "all"})})
+    folds = tuple(zip(places, models, strict=True))
+    return Model(network.eval(), config, progress, device, inference, folds)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bts_dist.config import Config
 from bts_dist.counts import iou
+from bts_dist.inference import describe_all
 from bts_dist.model import ModelPlace, title
 from bts_dist.patients import PatientScore
 from bts_dist.score import Exam, Parallel, Scored, examine, prepare, publish
@@ -45,6 +46,7 @@ def score_out_of_fold(
     about = {
         "threshold": [exam.model.inference.threshold for exam in exams],
         "checkpoint": f"{len(exams)} models, each patient scored by the one that never saw it",
+        "predicts": f"each fold in its own way: {describe_all([exam.model.inference for exam in exams])}",
         "data": {
             "shards": ", ".join(exam.config.data.shards for exam in exams),
             "data id": ", ".join(exam.manifest.data_id for exam in exams),

@@ -13,6 +13,7 @@ from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource
+from bts_dist.devices import device_name
 from bts_dist.flops import DTYPES, count_flops, measure_peak
 from bts_dist.optim import Ema, make_optimizer
 from bts_dist.predict import autocast
@@ -33,16 +34,21 @@ class Rates:
 
     train: float
     """Slices a second, augmentation and everything else of a step included."""
-    predict: float
-    """Slices a second in validation and scoring."""
+    predict: float | None
+    """Forward passes a second in validation, choosing and scoring; None where nobody knows.  A slice takes one for each
+    checkpoint, and as many again where it is mirrored."""
     flops: int
     """Operations to train on a slice."""
     peak: float
     """Operations a second of the devices that were measured."""
     device: str
-    """What was measured: the GPU's name, or the CPU; empty where that was not recorded."""
+    """What was measured, as ``devices.device_name``; empty where that was not recorded."""
+    devices: int
+    """How many of it worked together."""
     origin: str
     """Where the rates come from, for people."""
+    scaled: bool = False
+    """Whether they are those of another model or size, scaled by operations a slice."""
 
     @property
     def utilisation(self) -> float:
@@ -50,24 +56,33 @@ class Rates:
         return self.train * self.flops / self.peak
 
 
-def recorded_rates(rows: Sequence[Mapping[str, Any]], num_val: int, flops: int, run: str) -> Rates | None:
+def recorded_rates(
+    rows: Sequence[Mapping[str, Any]], passes: int | None, flops: int, run: str
+) -> Rates | None:
     """The rates in the rows of epochs of a run's ``metrics.jsonl``; None when it has none.
 
-    The median epoch counts; the first one, which fills caches, only where it is alone.  A run whose slices took other
-    than ``flops`` operations is scaled by their ratio, and ``origin`` says so.  ``num_val`` are the slices that it
-    validated in an epoch.
+    The median epoch counts, of those on the devices that the run had last; the first one, which fills caches, only
+    where it is alone.  A run whose slices took other than ``flops`` operations is scaled by their ratio, and ``origin``
+    says so.  ``passes`` are the forward passes of one of its validations, None where that is not known.
     """
     if not rows:
         return None
-    epochs = rows[1:] or rows
+    last = rows[-1]
+    epochs = [row for row in rows[1:] or rows if _devices(row) == _devices(last)]
     train = median(row["samples_per_s"] for row in epochs)
-    predict = num_val / median(row["time/val_s"] for row in epochs)
-    own = round(epochs[-1]["flops_per_s"] / epochs[-1]["samples_per_s"])
-    ratio = own / flops
-    origin = f"recorded by {run}, {len(epochs)} epochs"
-    if abs(ratio - 1) > 1e-6:
+    ratio = round(last["flops_per_s"] / last["samples_per_s"]) / flops
+    predict = None if passes is None else passes / median(row["time/val_s"] for row in epochs) * ratio
+    scaled = abs(ratio - 1) > 1e-6
+    device, number = _devices(last)
+    origin = f"recorded by {run}, {len(epochs)} epochs" + (f" on {number} × {device}" if device else "")
+    if scaled:
         origin += f", scaled by operations a slice (× {ratio:.2f}), not measured"
-    return Rates(train * ratio, predict * ratio, flops, epochs[-1]["peak_flops_per_s"], "", origin)
+    return Rates(train * ratio, predict, flops, last["peak_flops_per_s"], device, number, origin, scaled)
+
+
+def _devices(row: Mapping[str, Any]) -> tuple[str, int]:
+    """What an epoch ran on, and how many of it; no name in records made before it was kept."""
+    return row.get("device", ""), row.get("devices", 1)
 
 
 def measured_rates(config: Config, data: PackedData) -> Rates:
@@ -93,14 +108,10 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
     finally:
         source.close()
     peak = measure_peak(device, DTYPES[config.train.precision], torch.get_num_threads())
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU × {torch.get_num_threads()} thread(s)"
-    )
+    name = device_name(device)
     size = f"{len(batch)} random slices of {source.sides[0]} × {source.sides[1]}"
     origin = f"measured here and now on {name}, in steps of {size}"
-    return Rates(train, predict, count_flops(config.model, source.sides), peak, name, origin)
+    return Rates(train, predict, count_flops(config.model, source.sides), peak, name, 1, origin)
 
 
 def _random_batch(config: Config, source: SampleSource, size: int) -> Batch:
@@ -115,10 +126,9 @@ def _random_batch(config: Config, source: SampleSource, size: int) -> Batch:
 
 @torch.inference_mode()
 def _predict(config: Config, model: nn.Module, image_BCHW: torch.Tensor) -> None:
-    """What prediction of a batch costs on the device; the result is of no use."""
-    for x_BCHW in [image_BCHW, image_BCHW.flip(-1)][: 2 if config.score.mirror else 1]:
-        with autocast(x_BCHW.device, config.train.precision):
-            model(x_BCHW)
+    """One forward pass of a batch; the result is of no use."""
+    with autocast(image_BCHW.device, config.train.precision):
+        model(image_BCHW)
 
 
 def _rate(work: Callable[[], object], slices: int, device: torch.device) -> float:

@@ -12,15 +12,16 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
-from bts_dist import charts, cohort_table, gallery, ratio_charts, score_tables
+from bts_dist import charts, choice_tables, cohort_table, gallery, ratio_charts, score_tables
 from bts_dist.charts import Row, is_number
-from bts_dist.inference import Inference, Member
 from bts_dist.score_tables import columns, identity, in_order, metric, table
 from shards import picture
 from shards.errors import InputError
 
 CLAIM = {"dice/slice": 0.97, "iou/pooled": 0.83}
 """The numbers the system is measured against, where a score names no others."""
+
+_OF_SPEED = ("flops_per_s", "peak_flops_per_s", "mfu", "device", "devices")
 
 Overlay = tuple[str, int, float, bytes]
 """(patient, slice number, the patient's Dice, PNG file)"""
@@ -35,8 +36,9 @@ class RunRecord:
     epochs: Sequence[Row]
     """Rows of epoch metrics: ``epoch``, ``train/loss``, ``val/dice/patient``, ``lr``, ``time/epoch_s``…"""
     score: Row | None
-    """score.json: ``metrics`` and ``patients``, and where known ``threshold``, ``checkpoint``, ``data``, ``subgroups``,
-    ``calibration``, ``thresholds``, ``folds`` and ``over_folds``, and ``claim``, which maps names of metrics to values.
+    """score.json: ``metrics`` and ``patients``, and where known ``threshold``, ``checkpoint``, ``predicts``,
+    ``inference``, ``data``, ``differs``, ``subgroups``, ``calibration``, ``thresholds``, ``folds`` and ``over_folds``,
+    and ``claim``, which maps names of metrics to values.
     """
     overlays: Sequence[Overlay] = ()
     """Pictures for readers whose browser runs no scripts, and for scores without ``slices``."""
@@ -106,22 +108,15 @@ def _content(run: RunRecord, score: Row) -> dict[str, Any]:
             *ratio_charts.threshold_chart(score.get("thresholds") or [], _one_threshold(score)),
         ],
         "calibration": ratio_charts.regions(score.get("calibration") or {}),
-        "choices": _choices(score.get("inference")),
+        "choices": choice_tables.choices(score.get("inference")),
+        "fold_choices": choice_tables.fold_choices(score.get("folds") or []),
+        "predicts": score.get("predicts"),
         "viewer": _viewer(worst_first, run.slices),
         "overlays": _overlays(run.overlays),
         "colours": {"truth": picture.TRUTH, "prediction": picture.PREDICTION},
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
         "provenance": _provenance(run, score),
     }
-
-
-def _choices(found: Row | None) -> dict[str, Any] | None:
-    """What was chosen on validation patients; None where nothing was, or each fold chose for itself."""
-    if not found or not found.get("rows"):
-        return None
-    members = tuple(Member(**each) for each in found["members"])
-    way = Inference(found["threshold"], found["mirror"], found["components"], members, dict(found))
-    return {"words": way.describe(), "patients": found["patients"], "rows": found["rows"]}
 
 
 def _differs(differs: Row | None) -> dict[str, Any] | None:
@@ -131,7 +126,7 @@ def _differs(differs: Row | None) -> dict[str, Any] | None:
     shown = {
         "title": cohort_table.TITLE,
         "headings": cohort_table.HEADINGS,
-        "lines": cohort_table.lines(differs),
+        "rows": cohort_table.rows(differs),
     }
     return shown | {key: differs[key] for key in ("rule", "unknown")}
 
@@ -166,7 +161,7 @@ def _training(epochs: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _of_account(key: str) -> bool:
-    return key.startswith(("share/", "straggler/")) or key in ("flops_per_s", "peak_flops_per_s", "mfu")
+    return key.startswith(("share/", "straggler/")) or key in _OF_SPEED
 
 
 def _account(epochs: Sequence[Row]) -> dict[str, Any] | None:
@@ -220,7 +215,7 @@ def _overlays(overlays: Sequence[Overlay]) -> list[tuple[str, list[dict[str, Any
 
 
 def _provenance(run: RunRecord, score: Row) -> dict[str, Any]:
-    facts = {"run": run.name, "checkpoint": score.get("checkpoint"), "threshold": score.get("threshold")}
+    facts = {"run": run.name, **{key: score.get(key) for key in ("checkpoint", "predicts", "threshold")}}
     facts |= {f"data: {key.replace('_', ' ')}": value for key, value in (score.get("data") or {}).items()}
     return {key: value for key, value in facts.items() if value is not None}
 

@@ -24,7 +24,7 @@ from shards.store import AlreadyExists, LocalStore, MissingObject, ObjectStore
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb-id"
 
-Row = Mapping[str, float | int]
+Row = Mapping[str, float | int | str]
 
 
 class Tracker(AbstractContextManager["Tracker"], Protocol):

@@ -21,6 +21,7 @@ from bts_dist.account import gather, open_account, shares, training_seconds, val
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
+from bts_dist.devices import Devices, gather_devices
 from bts_dist.exact import exact_step
 from bts_dist.flops import Yardstick, yardstick
 from bts_dist.lease import Attempt, begin
@@ -65,6 +66,7 @@ def train(
     progress = trainer.state.progress
     saver = Saver(attempt, config.train.keep_checkpoints)
     speed = yardstick(config, runtime, trainer.train.sides)
+    devices = gather_devices(runtime)
     notes.append(speed.note(config, runtime))
     with (
         closing(trainer.train),
@@ -82,7 +84,7 @@ def train(
         saving = Saving(trainer, saver, tracker)
         trainer.account.take()
         while not _finished(config, progress):
-            _epoch(trainer, steps, tracker, saving, speed, meter)
+            _epoch(trainer, steps, tracker, saving, speed, devices, meter)
         if runtime.rank == 0:
             saver.wait()
             tracker.lineage(*_lineage(config, run, progress))
@@ -95,6 +97,7 @@ def _epoch(
     tracker: Tracker,
     saving: Saving,
     speed: Yardstick,
+    devices: Devices,
     meter: NodeMeter,
 ) -> None:
     """Train what is left of an epoch, validate, save, and tell the world."""
@@ -120,7 +123,7 @@ def _epoch(
             **speed.figures(left / seconds),
             **by_node(meter.take(), trainer.runtime),
         }
-        tracker.log("epoch", progress.step, row)
+        tracker.log("epoch", progress.step, {**row, "device": devices.name, "devices": devices.number})
     with account.doing("checkpoint"):
         saving.save()
     with account.doing("exchange"):

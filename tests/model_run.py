@@ -16,7 +16,15 @@ THRESHOLD = 0.018
 """Near the probability that fresh weights give every pixel, so that some are above it and some below."""
 
 
-def fresh_run(root: Path, config: Config, *, broken: bool = False, patients: tuple[str, ...] = ()) -> str:
+def fresh_run(
+    root: Path,
+    config: Config,
+    *,
+    broken: bool = False,
+    patients: tuple[str, ...] = (),
+    data_id: str = "none",
+    val_dice: float = 0.5,
+) -> str:
     """Publish a checkpoint with fresh weights, one of them NaN if ``broken``; the run's location."""
     torch.manual_seed(0)
     network = make_unet(config.model, torch.device("cpu"))
@@ -24,7 +32,13 @@ def fresh_run(root: Path, config: Config, *, broken: bool = False, patients: tup
         torch.nn.init.constant_(network.heads[0].weight, float("nan"))
     optimizer = torch.optim.SGD(network.parameters(), lr=1)
     progress = Progress(
-        epoch=1, step=1, best=NAME, threshold=THRESHOLD, data_id="none", patients=list(patients)
+        epoch=1,
+        step=1,
+        best=NAME,
+        val_dice=[val_dice],
+        threshold=THRESHOLD,
+        data_id=data_id,
+        patients=list(patients),
     )
     publish(
         snapshot(TrainState(network, optimizer, None, progress), config), LocalStore(str(root), root), NAME

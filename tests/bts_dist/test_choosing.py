@@ -311,6 +311,8 @@ def test_the_folds_together_are_a_model(config: Config, tmp_path: Path) -> None:
         f"{place.run}/{FOLDS}/fold-{fold}" for fold in range(3)
     ]
     assert model.progress.patients == ["A", "B", "C"]
+    assert model.config.split.fold == "all"  # type: ignore[union-attr]
+    assert [own.progress.patients for _, own in model.folds] == [["A", "B"], ["B", "C"], ["C", "A"]]
     assert model.inference.threshold == THRESHOLD  # the median
     assert model.inference.mirror
     assert model.inference.keep == "all"

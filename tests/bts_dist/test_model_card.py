@@ -1,6 +1,7 @@
 """The card says what checkpoint, data set and scores say, and no more."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import pack_source  # type: ignore[import-not-found]
+from model_run import fresh_run
 
 from bts_dist import metrics
 from bts_dist.checkpoint import Progress
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config, ScoreConfig
 from bts_dist.data import SampleSource
-from bts_dist.model import Model, ModelPlace, as_validated
+from bts_dist.model import FOLDS, Model, ModelPlace, as_validated, find_model, load_model
 from bts_dist.model_card import CardFacts, is_validated, model_card
+from bts_dist.out_of_fold import score_out_of_fold
 from bts_dist.parity import Parity, ParitySlices
 from bts_dist.patients import PatientScore
+from bts_dist.score import read_score
 from bts_dist.surface import SurfaceScores
 from bts_dist.unet import count_parameters, make_unet
+from shards.config import HoldoutSplit, StoreConfig
 from shards.reader import PackedData
 from shards.store import LocalStore
 
@@ -155,3 +161,66 @@ def test_phantoms_and_low_precision_are_told(facts: CardFacts) -> None:
     assert "validated in bf16" in card
     assert "as the last step left them" in card
     assert "| 16 pixels; probabilities are scaled back" in card
+
+
+@pytest.fixture
+def together(config: Config, packed: Path, tmp_path: Path) -> CardFacts:
+    """Three folds' models together, each on its own packed data set, and each patient scored out of fold."""
+    place = LocalStore(str(tmp_path / "cv"), tmp_path / "cv")
+    exams = []
+    for fold in range(3):
+        shards = pack_source(
+            packed.parent / "source", tmp_path / f"s-{fold}", HoldoutSplit(fold=fold, folds=3)
+        )
+        manifest = PackedData(str(shards)).manifest
+        own = with_overrides(config, {"data.shards": str(shards), "split.folds": 3, "split.fold": fold})
+        run = fresh_run(
+            place.root / FOLDS / f"fold-{fold}",
+            own,
+            patients=(*manifest.patients["train"], *manifest.patients["val"]),
+            data_id=manifest.data_id,
+            val_dice=0.25 + fold / 8,
+        )
+        exams.append((find_model(run, StoreConfig()), own))
+    score_out_of_fold(exams, place, 1, map)
+    source = SampleSource(PackedData(str(packed)).training("val"), config.data)
+    slices = ParitySlices(source, ("x",), "5 slices of phantoms", real=False)
+    whole = find_model(place.uri, StoreConfig())
+    model = load_model(whole, StoreConfig(), torch.device("cpu"))
+    return CardFacts(whole, model, config, slices, PARITY, 1e-3)
+
+
+def test_a_card_of_folds_together_tells_of_all_of_them(together: CardFacts, tmp_path: Path) -> None:
+    card = model_card(together)
+    for fold, (_, own) in enumerate(together.model.folds):
+        row = f"| fold-{fold} | `{own.progress.data_id}` | {len(own.progress.patients)} patients | "
+        assert row in card
+        assert f"| {0.25 + fold / 8:.4f} | threshold 0.018, mirrored, as validated |" in card
+    assert "together the models were trained or chosen on 10" in card
+    assert "the median of the folds'" in card
+    assert "Slices are 32 × 32 pixels. The patients come from" in card
+    assert "the mean of the logits of 3" in card
+    # What is true of one fold alone is not said of all.
+    assert f"Data set `{together.model.progress.data_id}`" not in card
+    assert "after epoch" not in card
+    assert "at a threshold of one half" not in card
+    # No score of the models together, but of each on the patients held out from it.
+    score = read_score(LocalStore("", tmp_path / "cv"))
+    assert "### Out of fold: each patient by the one model that never saw it" in card
+    assert "10 patients, " in card
+    mean = score["metrics"]["dice/patient"]["mean"]
+    assert f"| `dice/patient` | {mean:.4f} |" in card
+    assert "threshold each fold's own" in card
+    assert "have not been scored" not in card
+
+
+def test_an_out_of_fold_score_of_other_models_is_not_the_cards(together: CardFacts, tmp_path: Path) -> None:
+    run = LocalStore("", tmp_path / "cv")
+    score = read_score(run)
+    score["folds"][1]["checkpoint"] = "step-00000099-a1 (epoch 9)"
+    run.put("score/score.json", json.dumps(score).encode())
+    card = model_card(together)
+    assert "### Out of fold" not in card
+    assert "no score of each model" in card
+    shutil.rmtree(tmp_path / "s-1")
+    assert "could not all be read" in model_card(together)

@@ -64,6 +64,11 @@ def test_each_patients_row_says_its_fold(folds: list[Fold], run: LocalStore) -> 
         assert fold["dice/patient"] == pytest.approx(np.mean(own), abs=1e-15)
 
 
+def test_how_the_folds_predict_is_said(folds: list[Fold], run: LocalStore) -> None:
+    result = scored(folds, run)
+    assert result["predicts"] == "each fold in its own way: threshold 0.018, mirrored, as validated"
+
+
 def test_folds_of_different_splits_are_refused(folds: list[Fold], run: LocalStore) -> None:
     with pytest.raises(InputError, match=r"patient \w+ is tested in folds 0 and 1"):
         scored([folds[0], folds[0]], run)

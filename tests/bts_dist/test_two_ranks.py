@@ -12,6 +12,7 @@ from bts_dist.account import Account
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.data import SampleSource
+from bts_dist.devices import device_name
 from bts_dist.runtime import LocalRuntime
 from bts_dist.train import train
 from bts_dist.unet import make_unet
@@ -124,6 +125,12 @@ def test_unequal_micro_batches_on_two_ranks_give_the_loss_of_the_whole_batch(
     for rank in two:
         for mine, theirs in zip(alone["steps"], rank["micro"]["steps"], strict=True):
             assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_an_epochs_row_names_the_devices_and_counts_them(one: Record, two: list[dict[str, Record]]) -> None:
+    for record, number in ((one, 1), (two[0]["exact"], 2)):
+        assert {row["devices"] for row in record["rows"]} == {number}
+        assert {row["device"] for row in record["rows"]} == {device_name(torch.device("cpu"))}
 
 
 def test_ranks_end_with_the_same_weights(two: list[dict[str, Record]]) -> None:

@@ -1,24 +1,40 @@
 """``bts estimate`` says where each figure comes from, and its arithmetic holds."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.devices import device_name
 from bts_dist.rates import Rates
 from bts_dist.run import open_run
 from bts_dist.runtime import LocalRuntime
+from bts_dist.track import read_metrics
 from bts_dist.train import train
 from cluster.cli import guarded
-from cluster.estimate import duration, on_instance
+from cluster.estimate import duration, find_rates, on_instance
+from cluster.pack_job import run_pack
 from cluster.prices import Instance, read_prices
 from cluster.workload import Work
 from shards.errors import InputError
+from shards.manifest import load_manifest
+from shards.reader import PackedData
+from shards.store import open_store
+from shards.verify import verify_source
 
 PRICES = Path(__file__).parents[2] / "configs" / "prices.yaml"
 WORK = [Work("train", 3600, 0, 0), Work("score", 0, 1800, 0)]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are measured in an instant; what they are is no matter here."""
+    monkeypatch.setattr("bts_dist.rates._SECONDS", 0.05)
 
 
 def words(config: Config, *more: str) -> list[str]:
@@ -43,15 +59,64 @@ def test_without_a_record_it_measures_and_with_one_it_reads(
     assert "measured here and now on" in printed
     assert "scaled by FLOP/s, not measured" in printed
     assert "p5.48xlarge" in printed
+    assert "choose" in printed
+    assert "workers: 2 (cluster.workers), with a GPU each where" in printed
     run = open_run(config)
     root = Path(run.uri)
     train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), run, root)
     assert guarded(words(config)) == 0
-    assert f"recorded by {root}, 1 epochs" in capsys.readouterr().out
+    name = device_name(torch.device("cpu"))
+    assert f"recorded by {root}, 1 epochs on 1 × {name}" in capsys.readouterr().out
     # Another run's record, of a model with other costs.
     other = words(config, "--set", "run.name=other", "--set", "model.features=8", "--model", str(root))
     assert guarded(other) == 0
     assert "scaled by operations a slice" in capsys.readouterr().out
+    # Folds that are yet to be packed, from the same patients.
+    assert guarded(words(config, "--set", "split.fold=all")) == 0
+    printed = capsys.readouterr().out
+    assert f"5 folds of {config.data.shards}" in printed
+    assert "score together" in printed
+    assert "an epoch of the first fold" in printed
+
+
+def test_a_run_on_other_data_is_taken_at_what_it_validated_itself(
+    config: Config, phantom: Path, tmp_path: Path
+) -> None:
+    """Its own validation slices and mirroring count, not those of the config that asks."""
+    own = tmp_path / "own"
+    shutil.copytree(config.data.shards, own)
+    trained = with_overrides(config, {"data.shards": str(own), "score.mirror": False, "train.epochs": 1})
+    run = open_run(trained)
+    train(trained, LocalRuntime(0, 1, 0, torch.device("cpu")), run, Path(run.uri))
+    slices = load_manifest(open_store(str(own))).num_samples("val")
+    # The config that asks has another data set: the same patients, split in another way.
+    places = {"data.shards": str(tmp_path / "other"), "run.name": "asking"}
+    other = with_overrides(config, {**places, "split.seed": 5, "cluster.runtime": "local", "pack.workers": 1})
+    run_pack(other, verify_source(str(phantom), other.store, 1))
+    data = PackedData(other.data.shards)
+    (row,) = read_metrics(run, "epoch")
+    rates = find_rates(other, data, run.uri)
+    assert rates.predict == pytest.approx(slices / row["time/val_s"])
+    # Where its data set has gone, or another one lies there, nobody knows.
+    shutil.rmtree(own)
+    assert find_rates(other, data, run.uri).predict is None
+    shutil.copytree(other.data.shards, own)
+    assert find_rates(other, data, run.uri).predict is None
+    # Where it is the very data set that is asked about, its place does not matter.
+    assert find_rates(trained, PackedData(config.data.shards), run.uri).predict == rates.predict
+
+
+def test_what_nobody_knows_is_left_out_and_said(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = Rates(10.0, None, 10**6, 1e12, "NVIDIA L4", 1, "recorded by another run")
+    monkeypatch.setattr("cluster.estimate.find_rates", lambda *_: rates)
+    assert guarded(words(config)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "prediction not known" in printed
+    assert "times are of training alone" in printed
+    assert printed.count("│ not known") == 2
+    assert "validation not known" in printed
 
 
 def test_what_is_missing_is_named(
@@ -64,14 +129,48 @@ def test_what_is_missing_is_named(
 
 
 def test_a_gpu_that_was_measured_is_not_scaled() -> None:
-    rates = Rates(2.0, 4.0, 10**9, 1e12, "NVIDIA T4", "measured")
+    rates = Rates(2.0, 4.0, 10**9, 1e12, "Tesla T4", 1, "measured")
     same = Instance(name="a", gpus=2, gpu="NVIDIA T4", bf16_tflops=65, on_demand=1, spot=0.5)
     hours, how = on_instance(same, WORK, rates)
     assert hours == pytest.approx((3600 / 4 + 1800 / 8) / 3600)
     assert how.startswith("measured")
+    # Rates of four of them together are a fourth each.
+    four = replace(rates, train=8.0, predict=16.0, devices=4, peak=4e12)
+    assert on_instance(same, WORK, four) == (pytest.approx(hours), how)
+    assert on_instance(same, WORK, replace(rates, predict=None))[0] == pytest.approx(0.25)
+    assert "another model on this GPU" in on_instance(same, WORK, replace(rates, scaled=True))[1]
     hours, how = on_instance(same.model_copy(update={"gpu": "NVIDIA L4", "bf16_tflops": 4.0}), WORK, rates)
     assert hours == pytest.approx((3600 / 16 + 1800 / 32) / 3600)
     assert how == "at best: scaled by FLOP/s, not measured"
+
+
+@pytest.mark.parametrize(
+    ("listed", "driver", "same"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", False),
+        ("H100", "NVIDIA H100 PCIe", True),
+        ("NVIDIA T4", "Tesla T4", True),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", False),
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("NVIDIA L4", "NVIDIA L40S", False),
+        ("NVIDIA GeForce RTX 3080", "NVIDIA GeForce RTX 3080 Ti", False),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", False),
+        ("NVIDIA L4", "NVIDIA A10G + NVIDIA L4", False),
+        ("NVIDIA L4", "AMD EPYC × 2 threads", False),
+        ("NVIDIA L4", "", False),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(listed: str, driver: str, same: bool) -> None:
+    instance = Instance(name="a", gpus=1, gpu=listed, bf16_tflops=65, on_demand=1, spot=0.5)
+    assert instance.has(driver) is same
+
+
+@pytest.mark.parametrize("gpu", ["", "NVIDIA", " - "])
+def test_a_gpu_without_a_name_is_refused(gpu: str) -> None:
+    with pytest.raises(ValidationError, match="name the GPU"):
+        Instance(name="a", gpus=1, gpu=gpu, bf16_tflops=65, on_demand=1, spot=0.5)
 
 
 @pytest.mark.parametrize(

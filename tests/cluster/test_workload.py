@@ -1,21 +1,28 @@
-"""What there is to do follows from config and manifest by arithmetic."""
+"""What there is to do follows from config and data set by arithmetic, and is what a job then does."""
 
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bts_dist import predict
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from cluster.workload import Work, plan_work
-from shards.manifest import Manifest, load_manifest
+from bts_dist.ensemble import num_networks
+from bts_dist.model import find_model
+from bts_dist.run import open_run, run_uri
+from bts_dist.runtime import LocalRuntime
+from bts_dist.train import train
+from cluster.data_size import DataSize, size_of
+from cluster.score_job import run_choice, run_scoring
+from cluster.workload import Work, most_members, plan_folds, plan_work
+from shards.manifest import load_manifest
 from shards.store import open_store
 
-
-@pytest.fixture(scope="module")
-def manifest(packed: Path) -> Manifest:
-    return load_manifest(open_store(str(packed)))
+SIZE = DataSize({"train": 70, "val": 10, "test": 20}, {"train": 7000, "val": 1000, "test": 2000})
 
 
 def on_s3(**values: object) -> Config:
@@ -23,35 +30,103 @@ def on_s3(**values: object) -> Config:
     return with_overrides(Config(), changes)
 
 
-def size(manifest: Manifest, *splits: str) -> int:
-    return sum(shard.bytes for shard in manifest.shards if shard.split in splits)
+def counts(work: list[Work]) -> dict[str, tuple[int, int]]:
+    return {part.stage: (part.trained, part.passes) for part in work}
 
 
 @pytest.mark.parametrize("trials", [0, 4])
-def test_each_stage_counts_its_passes(manifest: Manifest, trials: int) -> None:
-    work = plan_work(on_s3(train__epochs=7, tune__trials=trials, tune__epochs=3, tune__confirm=2), manifest)
-    train, val, test = (manifest.num_samples(split) for split in ("train", "val", "test"))
-    found = {part.stage: (part.trained, part.predicted) for part in work}
-    expected = {"train": (7 * train, 7 * val), "score": (0, test)}
+def test_each_stage_counts_its_passes(trials: int) -> None:
+    config = on_s3(train__epochs=7, tune__trials=trials, tune__epochs=3, tune__confirm=2)
+    # Three checkpoints, mirrored: the best one and the newest two.
+    expected = {"train": (490, 140), "choose": (0, 60), "score": (0, 120)}
     if trials:
-        expected |= {"tune": (12 * train, 12 * val), "confirm": (28 * train, 28 * val + 4 * test)}
-    assert found == expected
+        # A confirmation's four models are scored as validated: one checkpoint each, mirrored.
+        expected |= {"tune": (840, 240), "confirm": (4 * 490, 4 * (140 + 40))}
+    assert counts(plan_work(config, SIZE)) == expected
 
 
-def test_shards_are_fetched_once_unless_nothing_keeps_them(manifest: Manifest) -> None:
-    once, test = size(manifest, "train", "val"), size(manifest, "test")
-    kept = plan_work(on_s3(train__epochs=5), manifest)
-    assert [part.bytes for part in kept] == [once, test]
-    again = plan_work(on_s3(train__epochs=5, data__cache="none"), manifest)
-    assert [part.bytes for part in again] == [5 * once, test]
-    full = plan_work(on_s3(train__epochs=5, store__cache_gib=1e-6), manifest)
-    assert [part.bytes for part in full] == [5 * once, test]
-    local = plan_work(with_overrides(Config(), {"train.epochs": 5}), manifest)
-    assert [part.bytes for part in local] == [0, 0]
+@pytest.mark.parametrize(
+    ("values", "validation", "choosing"),
+    [
+        ({"score__choices": ["threshold"], "score__mirror": False}, 1, 1),
+        ({"score__choices": [], "score__mirror": True}, 2, 2),
+        ({"score__choices": ["mirror"], "score__mirror": False}, 1, 2),
+        ({"score__choices": ["ensemble"], "score__mirror": False}, 1, 3),
+        ({"score__choices": ["ensemble"], "score__mirror": False, "score__ensemble": ["a", "b"]}, 1, 5),
+        ({"score__choices": ["mirror"], "score__ensemble": ["a", "b"]}, 2, 2),
+    ],
+)
+def test_mirrors_and_members_count_where_they_may_be_chosen(
+    values: dict[str, object], validation: int, choosing: int
+) -> None:
+    found = counts(plan_work(on_s3(train__epochs=5, **values), SIZE))
+    assert found == {
+        "train": (350, 50 * validation),
+        "choose": (0, 10 * choosing),
+        "score": (0, 20 * choosing),
+    }
+
+
+def test_no_more_checkpoints_are_averaged_than_there_are_epochs() -> None:
+    assert [most_members(on_s3(train__epochs=epochs)) for epochs in (1, 2, 3, 30)] == [1, 2, 3, 3]
+    assert most_members(on_s3(train__epochs=30, train__keep_checkpoints=7)) == 8
+
+
+def test_a_job_does_as_much_as_was_planned(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forward pass of validation, choosing and scoring is counted where it is made."""
+    done = 0
+    logits = predict._logits
+
+    def counting(model: torch.nn.Module, image_BCHW: torch.Tensor, *rest: Any) -> torch.Tensor:
+        nonlocal done
+        done += len(image_BCHW) * num_networks(model)
+        return logits(model, image_BCHW, *rest)
+
+    def since() -> int:
+        nonlocal done
+        passes, done = done, 0
+        return passes
+
+    monkeypatch.setattr(predict, "_logits", counting)
+    # Pictures come on top of the estimate.
+    config = with_overrides(config, {"cluster.runtime": "local", "track.overlays": 0})
+    planned = counts(plan_work(config, size_of(load_manifest(open_store(config.data.shards)))))
+    run = open_run(config)
+    train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), run, run.root)  # type: ignore[attr-defined]
+    assert since() == planned["train"][1]
+    place = find_model(run_uri(config), config.store)
+    run_choice(place, config)
+    assert since() == planned["choose"][1]
+    run_scoring(place, config)
+    assert 0 < since() <= planned["score"][1]
+
+
+def test_folds_are_added_up_and_scored_once_more() -> None:
+    other = DataSize({"train": 60, "val": 20, "test": 20}, {"train": 6000, "val": 2000, "test": 2000})
+    work = plan_folds(on_s3(train__epochs=5), [SIZE, other])
+    assert counts(work) == {
+        "train": (650, 300),
+        "choose": (0, 180),
+        "score": (0, 240),
+        "score together": (0, 240),
+    }
+    assert [part.bytes for part in work] == [16_000, 3000, 4000, 4000]
+    assert work[0].note == "2 folds"
+
+
+def test_shards_are_fetched_once_unless_nothing_keeps_them() -> None:
+    def fetched(config: Config) -> list[int]:
+        return [part.bytes for part in plan_work(config, SIZE)]
+
+    assert fetched(on_s3(train__epochs=5)) == [8000, 1000, 2000]
+    assert fetched(on_s3(train__epochs=5, data__cache="none")) == [40_000, 1000, 2000]
+    assert fetched(on_s3(train__epochs=5, store__cache_gib=1e-6)) == [40_000, 1000, 2000]
+    assert fetched(with_overrides(Config(), {"train.epochs": 5})) == [0, 0, 0]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0.1, 1e6), st.floats(0.1, 1e6))
-def test_twice_as_fast_takes_half_as_long(trained: int, predicted: int, train: float, predict: float) -> None:
-    work = Work("train", trained, predicted, 0)
+def test_twice_as_fast_takes_half_as_long(trained: int, passes: int, train: float, predict: float) -> None:
+    work = Work("train", trained, passes, 0)
     assert work.seconds(2 * train, 2 * predict) == pytest.approx(work.seconds(train, predict) / 2)
     assert work.seconds(train, predict) * train >= trained
+    assert work.seconds(train, None) == replace(work, passes=0).seconds(train, predict)

@@ -1,0 +1,43 @@
+"""Which GPUs the workers of a config will use, said before there is a cluster to look at."""
+
+from bts_dist.config import ClusterConfig
+
+
+def workers_in_words(cluster: ClusterConfig) -> str:
+    """How many workers there will be, and what they compute on; with a cluster at hand ``placement.place`` decides."""
+    if cluster.runtime == "local":
+        return "workers: one (cluster.runtime=local), on a GPU where torch finds one"
+    if cluster.runtime == "torchrun":
+        return "workers: as many as torchrun starts, each on a GPU of its own where torch finds GPUs"
+    span = str(cluster.most) if cluster.fewest == cluster.most else f"{cluster.fewest} to {cluster.most}"
+    each = cluster.gpus_per_worker
+    if each is None:
+        return (
+            f"workers: {span} (cluster.workers), with a GPU each where the cluster has, or can start, "
+            f"{cluster.fewest}; on CPUs elsewhere (cluster.gpus_per_worker=null)"
+        )
+    if each == 0:
+        return f"workers: {span} (cluster.workers), on CPUs (cluster.gpus_per_worker=0)"
+    gpus = f"{cluster.most * each:g}"
+    if cluster.fewest != cluster.most:
+        gpus = f"{cluster.fewest * each:g} to {gpus}"
+    return f"workers: {span} (cluster.workers) with {each:g} GPU each: {gpus} GPUs"
+
+
+def all_gpus_work(cluster: ClusterConfig, gpus: int) -> str:
+    """The settings with which all of an instance's ``gpus`` are at work; nothing where the config has them so.
+
+    A worker computes on one GPU, whatever share or number of them it reserves.
+    """
+    if cluster.runtime == "torchrun":
+        return "" if gpus == 1 else f"--nproc-per-node={gpus}"
+    if cluster.runtime == "local":
+        return "" if gpus == 1 else f"cluster.runtime=ray, cluster.workers={gpus}"
+    each, settings = cluster.gpus_per_worker, []
+    if each is not None and (each == 0 or each > 1):
+        each = None
+        settings.append("cluster.gpus_per_worker=1")
+    workers = gpus if each is None else gpus * int(1 / each + 1e-9)
+    if not cluster.fewest <= workers <= cluster.most:
+        settings.insert(0, f"cluster.workers={workers}")
+    return ", ".join(settings)
