@@ -7,8 +7,6 @@ git remote, console.  All of that is off.
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from bts_dist.commit import code_commit
 from bts_dist.config import Config
+from bts_dist.wandb_login import LoginError, check_login
 
 # No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -24,69 +23,41 @@ Note = Callable[[str], None]
 
 START_S = 3.0
 """How long a start waits for the server, all in all."""
-_PROBE_S = 2.0
+_LOGIN_S = 2.0
 _LEAVE_S = 1.0
 _FINISH_S = 60.0
 """How long an end waits for the upload of the rest; what is left stays on disk."""
 
 
 def begin_wandb(
-    config: Config, workspace: Path, wandb_id: str, name: str, note: Note = lambda _: None
+    config: Config,
+    workspace: Path,
+    wandb_id: str,
+    name: str,
+    note: Note = lambda _: None,
+    *,
+    reached: bool = True,
 ) -> Any:
     """W&B's run object, new or continued, as ``track`` says.
 
-    Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.
+    Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.  With
+    ``reached`` False somebody has just found that, and nobody is asked or told again.
     """
-    if config.track.wandb == "online":
+    if config.track.wandb == "online" and reached:
         import wandb
 
         began = time.monotonic()
-        trouble = unreachable()
-        if trouble is None:
+        try:
+            check_login(_LOGIN_S)
             left = START_S - (time.monotonic() - began)
-            try:
-                return _begin(config, workspace, wandb_id, name, "online", left)
-            except wandb.Error as error:
-                trouble = " ".join(str(error).split())
+            return _begin(config, workspace, wandb_id, name, "online", left)
+        except LoginError as error:
+            trouble = str(error)
+        except wandb.Error as error:
+            trouble = " ".join(str(error).split())
             _leave()
         note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
     return _begin(config, workspace, wandb_id, name, "offline", START_S)
-
-
-def unreachable() -> str | None:
-    """Why nothing can be sent to W&B's server now, within seconds; None where it answers and a key is known."""
-    import wandb
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    url = wandb.setup().settings.base_url
-    if not answers(url):
-        return f"{url} does not answer"
-    known = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys()
-    if not known and read_netrc_auth(host=url) is None:
-        # Asked for a key, W&B would wait for someone to type it.
-        return f"not logged in to {url}: run `wandb login`, or set WANDB_API_KEY"
-    return None
-
-
-def answers(url: str, within_s: float = _PROBE_S) -> bool:
-    """Whether W&B's interface says anything at all there."""
-    said = threading.Event()
-    request = urllib.request.Request(f"{url}/graphql", b"{}", {"Content-Type": "application/json"})
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(request, timeout=within_s).close()
-        except urllib.error.HTTPError:
-            pass  # an answer
-        except OSError:
-            return
-        said.set()
-
-    # In a thread, since nothing limits how long a name is looked up.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(within_s)
-    return said.is_set()
 
 
 def _leave() -> None:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from bts_dist.config import Config
-from bts_dist.wandb_session import unreachable
+from bts_dist.wandb_login import LoginError, check_login
 from bts_dist.wandb_upload import find_records, upload
 from cluster import console
 from shards.errors import InputError
@@ -29,9 +29,10 @@ def sync(location: str, config: Config) -> None:
         )
     waiting = [record for record in records if record.waiting]
     if waiting:
-        trouble = unreachable()
-        if trouble is not None:
-            raise RuntimeError(f"W&B: {trouble}; {len(waiting)} records wait in {location}")
+        try:
+            check_login()
+        except LoginError as error:
+            raise RuntimeError(f"W&B: {len(waiting)} records wait in {location}, and {error}") from error
     for done, record in enumerate(waiting, start=1):
         with tempfile.TemporaryDirectory(prefix="bts-sync-") as scratch:
             upload(run, record, Path(scratch))

@@ -121,7 +121,7 @@ def test_online_the_server_says_where_to_go_on(
         return given
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb_session, "unreachable", lambda: None)
+    monkeypatch.setattr(wandb_session, "check_login", lambda within_s: None)
     run.put("metrics.jsonl", b'{"kind": "step", "step": 2, "time": 1.0, "loss": 2}\n' * 2)
     record = open_wandb(config, run, run.root, "id")
     assert record is not None

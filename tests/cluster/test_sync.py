@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2 as proto
 
 import cluster.sync_stage
 from bts_dist import wandb_upload
-from bts_dist.wandb_session import answers
 from bts_dist.wandb_upload import OfflineRecord, find_records
 from cluster.cli import guarded
 from shards.store import LocalStore
@@ -44,15 +44,11 @@ def run(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def _server_that_refuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B reads its environment once, so the question is put to another server than its settings say."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-
-        def unreachable() -> str | None:
-            return None if answers(url) else f"{url} does not answer"
-
-        monkeypatch.setattr(cluster.sync_stage, "unreachable", unreachable)
+        monkeypatch.setattr(wandb.setup().settings, "base_url", url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         yield
 
 
@@ -66,7 +62,7 @@ def accept(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             run.put(f"{key}.synced", b"")
 
     monkeypatch.setattr(cluster.sync_stage, "upload", sync)
-    monkeypatch.setattr(cluster.sync_stage, "unreachable", lambda: None)
+    monkeypatch.setattr(cluster.sync_stage, "check_login", lambda: None)
     return sent
 
 
@@ -113,7 +109,8 @@ def test_a_server_out_of_reach_is_one_line_and_nothing_is_marked(
     add_log(run, "", 1, "a")
     assert guarded(["sync", run.uri]) == 1
     error = capsys.readouterr().err
-    assert "does not answer; 1 records wait in" in " ".join(error.split())
+    assert "1 records wait in" in error
+    assert "does not answer (Connection refused); see that" in " ".join(error.split())
     assert "Traceback" not in error
     assert find_records(run)[0].uploaded == ()
 
