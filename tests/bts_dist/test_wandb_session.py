@@ -149,3 +149,60 @@ def test_training_goes_on_without_the_server(config: Config, tmp_path: Path) -> 
     assert {artifact.kind for artifact in log.artifacts} == {"dataset", "model"}
     notes = [row["text"] for row in read_metrics(LocalStore(str(tmp_path), tmp_path), "note")]
     assert notes[0].startswith(f"W&B: {url} does not answer (nothing within 2 s); see that")
+
+
+STAGES = """
+import json, sys, time
+from pathlib import Path
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.run import open_run
+from bts_dist.wandb_search import mark_best, record_search
+from bts_dist import wandb_session
+from bts_dist.wandb_stages import record_pack, record_score
+
+settings = {"track.wandb": "online", "track.group": "group", "run.dir": sys.argv[1], "run.name": "run"}
+config = with_overrides(Config.model_validate_json(sys.stdin.read()), settings)
+run = open_run(config)
+rows = [{"trial": 0, "optim.lr": 0.1, "scores": [], "error": None}]
+result = {"metrics": {}, "patients": [{"patient": "a", "dice": 0.5}]}
+for name in ("score.json", "patients.csv"):
+    run.put(f"score/{name}", b"")
+said, waits, check_login = {}, [], wandb_session.check_login
+
+def timed(within_s):
+    began = time.monotonic()
+    try:
+        return check_login(within_s)
+    finally:
+        waits.append(time.monotonic() - began)
+
+wandb_session.check_login = timed
+
+def search(note):
+    reached = record_search(config, run, run.root, rows, 0, note)
+    mark_best(with_overrides(config, {"run.name": "0000"}), reached=reached)
+
+def stage(name, work):
+    waits.clear()
+    notes = []
+    work(notes.append)
+    said[name] = [list(waits), notes]
+
+stage("pack", lambda note: record_pack(config, note))
+stage("search", search)
+stage("score", lambda note: record_score(config, run, "score", result, [], None, note))
+print(json.dumps(said))
+"""
+
+
+def test_every_stage_says_so_once_and_soon(config: Config, tmp_path: Path) -> None:
+    with silent() as url:
+        said = begun(tmp_path, url, script=STAGES, given=config.model_dump_json(), WANDB_API_KEY="0" * 40)
+    assert set(said) == {"pack", "search", "score"}
+    for stage, (waits, notes) in said.items():
+        [note] = notes
+        assert f"{url} does not answer" in note, stage
+        [wait] = waits  # it is all that the silence costs: the record is an offline one from there on
+        assert wait < DELAY_S, stage
+    assert len(list(tmp_path.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
