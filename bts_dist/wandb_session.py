@@ -5,6 +5,7 @@ git remote, console.  All of that is off.
 """
 
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -46,18 +47,26 @@ def begin_wandb(
     if config.track.wandb == "online" and reached:
         import wandb
 
-        began = time.monotonic()
+        began, suffix = time.monotonic(), _suffix()
         try:
             check_login(_LOGIN_S)
             left = START_S - (time.monotonic() - began)
-            return _begin(config, workspace, wandb_id, name, "online", left)
+            return _begin(config, workspace, wandb_id, name, "online", left, suffix)
         except LoginError as error:
             trouble = str(error)
         except wandb.Error as error:
             trouble = " ".join(str(error).split())
             _leave()
+            # It holds no row, and `bts sync` is to find no log that is cut short.
+            for begun in workspace.glob(f"wandb/run-*-{wandb_id}-{suffix}"):
+                shutil.rmtree(begun, ignore_errors=True)
         note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
-    return _begin(config, workspace, wandb_id, name, "offline", START_S)
+    return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
+
+
+def _suffix() -> str:
+    """Of a start's folder: W&B names these by the second, and those of several nodes come together in the run."""
+    return uuid.uuid4().hex[:6]
 
 
 def _leave() -> None:
@@ -88,6 +97,7 @@ def _begin(
     name: str,
     mode: Literal["online", "offline"],
     init_timeout_s: float,
+    suffix: str,
 ) -> Any:
     import wandb
 
@@ -114,9 +124,9 @@ def _begin(
             disable_git=True,
             git_commit=code_commit(),
             x_transaction_log_flush_interval=1,
-            # Its folders are named by the second, and those of several nodes come together in the run.
-            x_sync_dir_suffix=uuid.uuid4().hex[:6],
+            x_sync_dir_suffix=suffix,
             init_timeout=init_timeout_s,
             finish_timeout=_FINISH_S,
+            finish_timeout_raises=True,
         ),
     )

@@ -115,6 +115,7 @@ def test_out_of_reach_delays_the_start_by_seconds_and_leaves_an_offline_record(
     if server is not broken:
         assert f"{url} does not answer" in note
     assert len(list(tmp_path.glob("wandb/offline-run-*/run-id.wandb"))) == 1
+    assert list(tmp_path.glob("wandb/run-*")) == [], "nothing is left of the start that failed"
 
 
 def test_who_is_not_logged_in_is_told_how_to_be(tmp_path: Path) -> None:
