@@ -2,24 +2,19 @@
 
 import os
 import stat
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bts_dist.config import ClusterConfig, Config
 from bts_dist.wandb_login import LoginError, check_login
+from cluster import doctor_nodes
 from cluster.auth_token import MODE, token_file
 from cluster.finding import Finding, refused
 from cluster.resources import check_resources, ray_cluster
 from shards.errors import InputError
-
-NODES_TIMEOUT_S = 30.0
-"""How long nodes may take to start a worker that tells the time."""
-SKEW_S = 60.0
 
 
 def wandb(config: Config) -> list[Finding]:
@@ -73,7 +68,7 @@ def _joined(asked: ClusterConfig) -> list[Finding]:
     return [
         Finding("Ray", "ok", found),
         *(Finding("Ray", "warning", note, "wait, or change what is asked for") for note in placement.notes),
-        _clocks([node["NodeID"] for node in alive]),
+        *doctor_nodes.nodes(placement, alive),
     ]
 
 
@@ -103,31 +98,3 @@ def _token(*, joins: bool) -> Finding:
             "Ray token", "warning", f"others may read {path} ({mode_bits:04o})", f"chmod 600 {path}"
         )
     return Finding("Ray token", "ok", f"{path}, readable by its owner alone")
-
-
-def _now() -> float:
-    """Unix time in seconds, on whichever node this runs."""
-    return time.time()
-
-
-def _clocks(nodes: list[str]) -> Finding:
-    """Every node's clock against this machine's, as exactly as an answer is quick."""
-    tell = ray.remote(num_cpus=0, max_retries=0)(_now)
-    began = time.time()
-    asked = [
-        tell.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node in nodes
-    ]
-    told, silent = ray.wait(asked, num_returns=len(asked), timeout=NODES_TIMEOUT_S)
-    if silent:
-        remedy = "look at `ray status` and the logs of those nodes"
-        return Finding(
-            "nodes' clocks", "warning", f"{len(silent)} of {len(nodes)} nodes do not answer", remedy
-        )
-    ended = time.time()
-    # A clock is right if it is somewhere between question and answer.
-    skew = max(max(began - at, at - ended, 0.0) for at in ray.get(told))
-    found = f"{len(nodes)} nodes differ from this machine's by {skew:.0f} s at most"
-    if skew > SKEW_S:
-        return Finding("nodes' clocks", "warning", found, "set them by NTP (timedatectl set-ntp true)")
-    return Finding("nodes' clocks", "ok", found)
