@@ -142,6 +142,21 @@ def newest_attempt(run: ObjectStore) -> int:
     return _newest(run, ATTEMPTS)
 
 
+@dataclass(frozen=True)
+class Ownership:
+    """Of the command that owned a run last."""
+
+    owner: Owner
+    alive: bool
+
+
+def last_owner(run: ObjectStore, note: Note = lambda _: None) -> Ownership | None:
+    """Who owned a run last, None if nobody ever did; one on another machine is watched for up to ``PATIENCE_S``."""
+    newest = _newest(run, OWNERS)
+    owner = _read(run, newest) if newest else None
+    return None if owner is None else Ownership(owner, _lives(run, newest, owner, note))
+
+
 def was_interrupted(run: ObjectStore, record: AttemptRecord, owner: int | None) -> bool:
     """Whether an earlier attempt failed under the present ``owner``, or its own owner was killed with it.
 
@@ -172,17 +187,21 @@ def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
     owner = _read(run, number)
     if owner is None or owner.ended:
         return
-    if owner.machine == _machine():
-        alive = born(owner.pid) == owner.born
-    else:
-        note(f"{owner} was training this run; looking for {PATIENCE_S:g} s whether it still is")
-        alive = _counts_on(run, number, owner.count)
-    if alive:
+    if _lives(run, number, owner, note):
         raise InputError(
             f"{run.uri} is being trained by {owner}; wait for it, stop it, or give this run another name with "
             "--set run.name=…"
         )
     note(f"{owner} was training this run and is gone; going on from what it saved")
+
+
+def _lives(run: ObjectStore, number: int, owner: Owner, note: Note) -> bool:
+    if owner.ended:
+        return False
+    if owner.machine == _machine():
+        return born(owner.pid) == owner.born
+    note(f"{owner} was training this run; looking for {PATIENCE_S:g} s whether it still is")
+    return _counts_on(run, number, owner.count)
 
 
 def _counts_on(run: ObjectStore, number: int, count: int) -> bool:

@@ -31,6 +31,8 @@ from shards.errors import InputError
 from shards.store import ObjectStore
 
 FOLDER = "wandb"
+MARK = ".synced"
+"""Ends the name of the file by which ``wandb sync`` marks a log whose content W&B has."""
 
 _BY_EPOCH = ("train/*", "val/*", "time/*", "system/*", "lr", "samples_per_s")
 """Metrics that are drawn over epochs; all others over optimizer steps."""
@@ -87,12 +89,18 @@ class WandbRecord:
 
     def finish(self, exit_code: int) -> None:
         """End W&B's part of this start; its log is whole afterwards."""
-        self._run.finish(exit_code=exit_code)
+        try:
+            self._run.finish(exit_code=exit_code)
+            sent = not self._run.offline
+        except TimeoutError:
+            sent = False  # what is left stays on disk, for `bts sync`
         # W&B's process writes the rest when it has answered.  If it never does, the next start sees to it.
         logs = list(self._folder.glob("*.wandb"))
         deadline = time.monotonic() + _CLOSING_S
         while not all(read_end(log.read_bytes()).finished for log in logs) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for log in logs if sent else ():
+            Path(f"{log}{MARK}").touch()
 
     @property
     def _folder(self) -> Path:
@@ -135,8 +143,10 @@ def open_wandb(
     return WandbRecord(wandb_run, given, rename)
 
 
-def end_earlier_logs(run: ObjectStore, wandb_id: str) -> int:
+def end_earlier_logs(run: ObjectStore, wandb_id: str, below: str = "") -> int:
     """The highest step in the logs of earlier starts, to which nothing is added from now on.
+
+    ``below`` is where the W&B run's own run lies in ``run``, with a slash at its end.
 
     The W&B process of a start that was killed may live a moment longer, and write.  Where a log has no end, its whole
     records take its place as a new file, and what still comes goes into the old one, which has no name any more.
@@ -146,8 +156,8 @@ def end_earlier_logs(run: ObjectStore, wandb_id: str) -> int:
         InputError: a log is of another format.
     """
     given = 0
-    for entry in run.list(f"{FOLDER}/"):
-        if not fnmatchcase(entry.key, f"{FOLDER}/*run-*/run-{wandb_id}.wandb"):
+    for entry in run.list(f"{below}{FOLDER}/"):
+        if not fnmatchcase(entry.key.removeprefix(below), f"{FOLDER}/*run-*/run-{wandb_id}.wandb"):
             continue
         data = run.get(entry.key)
         try:

@@ -5,6 +5,7 @@ All are of one group, also offline; ``wandb sync`` brings them together.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bts_dist.charts import Row
 from bts_dist.compose import with_overrides
@@ -12,25 +13,32 @@ from bts_dist.config import Config
 from bts_dist.run import open_run, workspace
 from bts_dist.track import wandb_id
 from bts_dist.wandb_record import WandbRecord
-from bts_dist.wandb_session import begin_wandb, table_file
+from bts_dist.wandb_session import Note, begin_wandb, table_file
 from shards.store import LocalStore, ObjectStore
 
 BEST = "best"
 """Tag of the best trial's run."""
 
 
-def record_search(config: Config, search: ObjectStore, folder: Path, rows: Sequence[Row], best: int) -> None:
-    """Give W&B the table of all trials and the best one's number.
+def record_search(
+    config: Config,
+    search: ObjectStore,
+    folder: Path,
+    rows: Sequence[Row],
+    best: int,
+    note: Note = lambda _: None,
+) -> bool:
+    """Give W&B the table of all trials and the best one's number; whether it has a live record of them.
 
     ``config`` is the searched one with the search's ``track.group``, ``search`` the place where it keeps its own W&B
-    id and logs, ``folder`` a local folder for them.
+    id and logs, ``folder`` a local folder for them.  ``note`` is told if the record is offline unasked.
     """
     if config.track.wandb == "disabled":
-        return
+        return False
     import wandb
 
     own = with_overrides(config, {"track.job_type": "tune"})
-    run = begin_wandb(own, folder, wandb_id(search), str(config.track.group))
+    run = begin_wandb(own, folder, wandb_id(search), str(config.track.group), note)
     columns = [name for name in rows[0] if name not in ("scores", "error")]
     # As text where a column has several types, which a table of W&B's refuses.
     data = [[_cell(row[name]) for name in columns] for row in rows]
@@ -40,20 +48,25 @@ def record_search(config: Config, search: ObjectStore, folder: Path, rows: Seque
     winner = next(row for row in rows if row["trial"] == best)
     run.summary.update({f"best/{name}": winner[name] for name in columns})
     _end(run, search)
+    return not run.offline
 
 
-def mark_best(trial: Config) -> None:
-    """Tag the run of the best trial, whose config this is, and say so in its summary."""
+def mark_best(trial: Config, *, reached: bool = True) -> None:
+    """Tag the run of the best trial, whose config this is, and say so in its summary.
+
+    With ``reached`` False W&B was just found out of reach: it is not asked again, for that takes seconds.
+    """
     if trial.track.wandb == "disabled":
         return
     store = open_run(trial)
     tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
-    run = begin_wandb(tagged, workspace(store, trial), wandb_id(store), str(trial.run.name))
+    name = str(trial.run.name)
+    run = begin_wandb(tagged, workspace(store, trial), wandb_id(store), name, reached=reached)
     run.summary["search/best"] = True
     _end(run, store)
 
 
-def _end(run: object, store: ObjectStore) -> None:
+def _end(run: Any, store: ObjectStore) -> None:
     record = WandbRecord(run, 0)
     record.finish(exit_code=0)
     if not isinstance(store, LocalStore):

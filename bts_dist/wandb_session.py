@@ -5,10 +5,9 @@ git remote, console.  All of that is off.
 """
 
 import os
+import shutil
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from bts_dist.commit import code_commit
 from bts_dist.config import Config
+from bts_dist.wandb_login import LoginError, check_login
 
 # No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -24,69 +24,49 @@ Note = Callable[[str], None]
 
 START_S = 3.0
 """How long a start waits for the server, all in all."""
-_PROBE_S = 2.0
+_LOGIN_S = 2.0
 _LEAVE_S = 1.0
 _FINISH_S = 60.0
 """How long an end waits for the upload of the rest; what is left stays on disk."""
 
 
 def begin_wandb(
-    config: Config, workspace: Path, wandb_id: str, name: str, note: Note = lambda _: None
+    config: Config,
+    workspace: Path,
+    wandb_id: str,
+    name: str,
+    note: Note = lambda _: None,
+    *,
+    reached: bool = True,
 ) -> Any:
     """W&B's run object, new or continued, as ``track`` says.
 
-    Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.
+    Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.  With
+    ``reached`` False somebody has just found that, and nobody is asked or told again.
     """
-    if config.track.wandb == "online":
+    if config.track.wandb == "online" and reached:
         import wandb
 
-        began = time.monotonic()
-        trouble = unreachable()
-        if trouble is None:
-            left = START_S - (time.monotonic() - began)
-            try:
-                return _begin(config, workspace, wandb_id, name, "online", left)
-            except wandb.Error as error:
-                trouble = " ".join(str(error).split())
-            _leave()
-        note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
-    return _begin(config, workspace, wandb_id, name, "offline", START_S)
-
-
-def unreachable() -> str | None:
-    """Why nothing can be sent to W&B's server now, within seconds; None where it answers and a key is known."""
-    import wandb
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    url = wandb.setup().settings.base_url
-    if not answers(url):
-        return f"{url} does not answer"
-    known = {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys()
-    if not known and read_netrc_auth(host=url) is None:
-        # Asked for a key, W&B would wait for someone to type it.
-        return f"not logged in to {url}: run `wandb login`, or set WANDB_API_KEY"
-    return None
-
-
-def answers(url: str, within_s: float = _PROBE_S) -> bool:
-    """Whether W&B's interface says anything at all there."""
-    said = threading.Event()
-    request = urllib.request.Request(f"{url}/graphql", b"{}", {"Content-Type": "application/json"})
-
-    def ask() -> None:
+        began, suffix = time.monotonic(), _suffix()
         try:
-            urllib.request.urlopen(request, timeout=within_s).close()
-        except urllib.error.HTTPError:
-            pass  # an answer
-        except OSError:
-            return
-        said.set()
+            check_login(_LOGIN_S)
+            left = START_S - (time.monotonic() - began)
+            return _begin(config, workspace, wandb_id, name, "online", left, suffix)
+        except LoginError as error:
+            trouble = str(error)
+        except wandb.Error as error:
+            trouble = " ".join(str(error).split())
+            _leave()
+            # It holds no row, and `bts sync` is to find no log that is cut short.
+            for begun in workspace.glob(f"wandb/run-*-{wandb_id}-{suffix}"):
+                shutil.rmtree(begun, ignore_errors=True)
+        note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
+    return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
 
-    # In a thread, since nothing limits how long a name is looked up.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(within_s)
-    return said.is_set()
+
+def _suffix() -> str:
+    """Of a start's folder: W&B names these by the second, and those of several nodes come together in the run."""
+    return uuid.uuid4().hex[:6]
 
 
 def _leave() -> None:
@@ -117,6 +97,7 @@ def _begin(
     name: str,
     mode: Literal["online", "offline"],
     init_timeout_s: float,
+    suffix: str,
 ) -> Any:
     import wandb
 
@@ -143,9 +124,9 @@ def _begin(
             disable_git=True,
             git_commit=code_commit(),
             x_transaction_log_flush_interval=1,
-            # Its folders are named by the second, and those of several nodes come together in the run.
-            x_sync_dir_suffix=uuid.uuid4().hex[:6],
+            x_sync_dir_suffix=suffix,
             init_timeout=init_timeout_s,
             finish_timeout=_FINISH_S,
+            finish_timeout_raises=True,
         ),
     )

@@ -16,7 +16,7 @@ def sync(
     config: ConfigFiles = None,
     overrides: Overrides = None,
 ) -> None:
-    """Upload a run's offline W&B records, those of its trials and folds too; what is there is not sent again."""
+    """Upload what W&B lacks of a run, its trials and its folds; what is there is not sent again."""
     from cluster import sync_stage
 
     if run is None and not config:

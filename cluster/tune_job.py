@@ -82,7 +82,7 @@ def run_search(
         course.load()
         if course.wants_more():
             _run(course, scratch)
-    return _conclude(config, course)
+    return _conclude(config, course, note)
 
 
 def trial(values: dict[str, Any], *, base: str, ledger: Ledger) -> None:
@@ -175,7 +175,7 @@ def _run(course: Course, scratch: str) -> None:
         raise RuntimeError(f"the search broke off with trials {left} under way; the same command goes on")
 
 
-def _conclude(config: Config, course: Course) -> Search:
+def _conclude(config: Config, course: Course, note: Callable[[str], None]) -> Search:
     trials = list(course.trials.values())
     winner = best_of(trials)
     if winner is None:
@@ -188,11 +188,11 @@ def _conclude(config: Config, course: Course) -> Search:
     write_trials(run, search_rows(config.tune, trials))
     write_page(run, config, course.searcher, trials, dump_yaml(best))
     run.put(BEST, dump_yaml(best).encode())
-    _tell_wandb(course, winner)
+    _tell_wandb(course, winner, note)
     return Search(best, winner, trials)
 
 
-def _tell_wandb(course: Course, winner: Trial) -> None:
+def _tell_wandb(course: Course, winner: Trial, note: Callable[[str], None]) -> None:
     config, ledger = course.config, course.ledger
     place = ledger.store
     if config.track.wandb == "disabled":
@@ -201,5 +201,5 @@ def _tell_wandb(course: Course, winner: Trial) -> None:
     with tempfile.TemporaryDirectory(prefix="bts-wandb-") as scratch:
         folder = place.root if isinstance(place, LocalStore) else Path(scratch)
         rows = search_rows(config.tune, list(course.trials.values()))
-        record_search(grouped, place, folder, rows, winner.number)
-    mark_best(trial_config(config, ledger, winner))
+        reached = record_search(grouped, place, folder, rows, winner.number, note)
+    mark_best(trial_config(config, ledger, winner), reached=reached)

@@ -34,6 +34,10 @@ class Node:
         """Pids of the Train workers that run here."""
         return [pid for pid in _children(self.process.pid) if b"RayTrainWorker" in _command(pid)]
 
+    def pids(self) -> list[int]:
+        """All that runs here."""
+        return _children(self.process.pid)
+
     def commands(self) -> list[str]:
         """Command lines of all that runs here."""
         return [_command(pid).replace(b"\0", b" ").decode() for pid in _children(self.process.pid)]

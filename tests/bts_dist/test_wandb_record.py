@@ -122,7 +122,7 @@ def test_online_the_server_says_where_to_go_on(
         return given
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb_session, "unreachable", lambda: None)
+    monkeypatch.setattr(wandb_session, "check_login", lambda within_s: None)
     run.put("metrics.jsonl", b'{"kind": "step", "step": 2, "time": 1.0, "loss": 2}\n' * 2)
     record = open_wandb(config, run, run.root, "id")
     assert record is not None
@@ -157,6 +157,27 @@ def test_the_end_waits_until_the_log_is_whole(tmp_path: Path) -> None:
     writer = threading.Timer(0.2, close)
     WandbRecord(Slow(), 0).finish(exit_code=0)
     assert read(log).exit_code == 0
+    assert [path.name for path in tmp_path.glob("*.synced")] == ["run-id.wandb.synced"]
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_what_was_not_sent_at_the_end_is_not_marked_as_sent(offline: bool, tmp_path: Path) -> None:
+    class Cut(Given):
+        """Waits in vain for the rest to be sent; offline, there is none to wait for."""
+
+        dir = str(tmp_path / "files")
+
+        def finish(self, exit_code: int) -> None:
+            if not self.offline:
+                raise TimeoutError("Timed out finishing run.")
+
+    ended = wandb_internal_pb2.Record(exit=wandb_internal_pb2.RunExitRecord()).SerializeToString()
+    header = struct.pack("<IHB", zlib.crc32(b"\x01" + ended), len(ended), 1)
+    (tmp_path / "run-id.wandb").write_bytes(b":W&B\xe1\xbe\x00" + header + ended)
+    run = Cut()
+    run.offline = offline
+    WandbRecord(run, 0).finish(exit_code=0)
+    assert list(tmp_path.glob("*.synced")) == []
 
 
 @pytest.fixture(scope="module")

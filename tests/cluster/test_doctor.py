@@ -1,9 +1,10 @@
 """``bts doctor``: each line is shown well, doubtful and wrong, by things that really are so."""
 
-import base64
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +16,9 @@ from fault_proxy import Fault, FaultProxy, refusal
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.wandb_login import Login, LoginError
 from cluster import doctor, doctor_machine, doctor_services, doctor_stores
+from cluster.auth_token import hide_token
 from cluster.cli import guarded
 from cluster.finding import Finding, refused
 from shards.errors import InputError
@@ -188,66 +191,68 @@ def test_a_clock_that_is_wrong(monkeypatch: pytest.MonkeyPatch, ahead_s: float, 
     assert bool(found.remedy) == (state != "ok")
 
 
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setenv("NETRC", os.devnull)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    return with_overrides(Config(), {"track.wandb": "online"})
+def test_wandb_online_is_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a login is: ``tests/bts_dist/test_wandb_login.py``."""
+    online = with_overrides(Config(), {"track.wandb": "online"})
+    monkeypatch.setattr(doctor_services, "check_login", lambda: Login("https://w", "marie"))
+    assert doctor_services.wandb(online) == [Finding("W&B", "ok", "online: logged in to https://w as marie")]
 
+    def fail() -> Login:
+        raise LoginError("https://w does not know the key (HTTP 401); log in")
 
-def at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    import wandb
-
-    monkeypatch.setattr(wandb.setup().settings, "base_url", address)
-
-
-@pytest.mark.parametrize(
-    ("status", "answer", "state"),
-    [
-        (200, {"data": {"viewer": {"username": "marie"}}}, "ok"),
-        (200, {"data": {"viewer": None}}, "error"),
-        (401, {}, "error"),
-        (500, {}, "error"),
-        (200, {"something": "else"}, "error"),
-    ],
-)
-def test_wandb_online(
-    online: Config, monkeypatch: pytest.MonkeyPatch, status: int, answer: dict[str, Any], state: str
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    with Web(answer, status) as server:
-        at(monkeypatch, server.address)
-        (found,) = doctor_services.wandb(online)
-    assert found.state == state
-    assert "k" * 8 not in found.found + found.remedy
-    assert server.asked == [f"Basic {base64.b64encode(b'api:' + b'k' * 40).decode()}"]
-    if state == "ok":
-        assert "as marie" in found.found
-
-
-def test_wandb_without_a_login_or_a_server(online: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    at(monkeypatch, f"{HERE}:9")
-    assert "wandb login" in doctor_services.wandb(online)[0].remedy
-    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    assert "does not answer" in doctor_services.wandb(online)[0].found
+    monkeypatch.setattr(doctor_services, "check_login", fail)
+    (found,) = doctor_services.wandb(online)
+    assert found.state == "error"
+    assert found.found == "online, and https://w does not know the key (HTTP 401)"
+    assert found.remedy == "log in, or set track.wandb=offline"
     for mode in ("offline", "disabled"):
         assert states(doctor_services.wandb(with_overrides(online, {"track.wandb": mode}))) == ["ok"]
 
 
-def test_the_token_is_its_owners_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    monkeypatch.setattr(doctor_services, "TOKEN", token)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the token of this machine's Ray would lie."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    assert states(doctor_services._token()) == ["ok"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    return tmp_path / ".ray" / "auth_token"
+
+
+def test_the_token_is_its_owners_alone(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor_services._token(joins=False).state == "ok"
+    none = doctor_services._token(joins=True)
+    assert (none.state, none.found) == ("warning", f"none: {token} is not there")
+    assert none.remedy.startswith("put the one that `ray get-auth-token` prints on the cluster's head into")
     token.write_text("secret")
     token.chmod(0o644)
-    (found,) = doctor_services._token()
+    found = doctor_services._token(joins=True)
     assert (found.state, found.remedy) == ("warning", f"chmod 600 {token}")
     token.chmod(0o600)
-    assert states(doctor_services._token()) == ["ok"]
+    assert doctor_services._token(joins=True).state == "ok"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", f"{token}-elsewhere")
+    assert doctor_services._token(joins=False).state == "warning"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert states(doctor_services._token()) == ["warning"]
+    assert doctor_services._token(joins=False).state == "warning"
+
+
+def test_the_token_is_looked_at_before_ray_is_joined_and_hides_it(
+    token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token.write_text("secret")
+    token.chmod(0o644)
+
+    @contextmanager
+    def join(_: object) -> Iterator[None]:
+        hide_token()
+        raise InputError("nobody answers; start it")
+        yield
+
+    monkeypatch.setattr(doctor_services, "ray_cluster", join)
+    found, silent = doctor_services.cluster(with_overrides(Config(), {"cluster.address": "10.0.0.1:6379"}))
+    assert found.found == f"others may read {token} (0644)"
+    assert silent.state == "error"
+    assert token.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.ray
@@ -256,9 +261,11 @@ def test_a_cluster_that_is_joined() -> None:
     # The session's cluster is joined already, so the address is not dialled.
     joined = with_overrides(Config(), {"cluster.address": "auto", "cluster.workers": 1})
     found = doctor_services.cluster(joined)
-    assert [f.state for f in found if f.check != "Ray token"] == ["ok", "ok"]
-    assert "room for" in found[-2].found
-    assert "1 nodes differ from this machine's by 0 s" in found[-1].found
+    assert {f.state for f in found if f.check != "Ray token"} == {"ok"}
+    told = {f.check.partition(",")[0]: f.found for f in found}
+    assert "room for" in told["Ray"]
+    assert "1 nodes differ from this machine's by 0 s" in told["nodes' clocks"]
+    assert "1 has room for workers" in told["all-reduce"]
     large = doctor_services.cluster(with_overrides(joined, {"cluster.cpus_per_worker": 4096}))[-1]
     assert large.state == "error"
     assert "lower cluster.workers" in large.remedy

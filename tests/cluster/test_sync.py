@@ -1,5 +1,6 @@
 """`bts sync`: what is found, what waits, what was sent; nothing here can show that W&B takes it."""
 
+import os
 import shutil
 import socket
 import struct
@@ -8,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2 as proto
 
 import cluster.sync_stage
 from bts_dist import wandb_upload
-from bts_dist.wandb_session import answers
-from bts_dist.wandb_upload import OfflineRecord, find_records
+from bts_dist.lease import own
+from bts_dist.wandb_upload import LeftRecord, find_records
 from cluster.cli import guarded
 from shards.store import LocalStore
 
@@ -31,8 +33,10 @@ def log_bytes(*, ended: bool) -> bytes:
     return data
 
 
-def add_log(run: LocalStore, below: str, second: int, wandb_id: str, *, ended: bool = True) -> str:
-    key = f"{below}wandb/offline-run-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
+def add_log(
+    run: LocalStore, below: str, second: int, wandb_id: str, *, ended: bool = True, kind: str = "offline-run"
+) -> str:
+    key = f"{below}wandb/{kind}-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
     run.put(key, log_bytes(ended=ended))
     return key
 
@@ -44,15 +48,11 @@ def run(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def _server_that_refuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B reads its environment once, so the question is put to another server than its settings say."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-
-        def unreachable() -> str | None:
-            return None if answers(url) else f"{url} does not answer"
-
-        monkeypatch.setattr(cluster.sync_stage, "unreachable", unreachable)
+        monkeypatch.setattr(wandb.setup().settings, "base_url", url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         yield
 
 
@@ -60,13 +60,13 @@ def accept(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Let every upload succeed as ``wandb sync`` shows it, and give what was uploaded, in its order."""
     sent: list[list[str]] = []
 
-    def sync(run: LocalStore, record: OfflineRecord, scratch: Path) -> None:
+    def sync(run: LocalStore, record: LeftRecord, scratch: Path) -> None:
         sent.append(list(record.waiting))
         for key in record.waiting:
             run.put(f"{key}.synced", b"")
 
     monkeypatch.setattr(cluster.sync_stage, "upload", sync)
-    monkeypatch.setattr(cluster.sync_stage, "unreachable", lambda: None)
+    monkeypatch.setattr(cluster.sync_stage, "check_login", lambda: None)
     return sent
 
 
@@ -75,7 +75,6 @@ def test_records_are_found_below_the_run_in_the_order_in_which_they_were_begun(r
     pack = add_log(run, "", 1, "a-pack")
     trial = add_log(run, "tune/0123/trials/0000/", 9, "b")
     fold = add_log(run, "folds/fold-1/", 30, "c")
-    run.put("wandb/run-20260101_000005-d-abcdef/run-d.wandb", b"an online run's")
     (run.root / "wandb" / "latest-run").symlink_to((run.root / train[1]).parent)
     records = find_records(run)
     assert [record.wandb_id for record in records] == ["a-pack", "a", "b", "c"]
@@ -89,6 +88,50 @@ def test_a_log_without_an_end_waits_unless_a_later_start_took_note_of_it(run: Lo
     first, second = find_records(run)
     assert (first.waiting, first.growing) == ((killed, after), ())
     assert (second.waiting, second.growing) == ((), (open_log,))
+
+
+def test_of_online_logs_the_last_waits_unless_its_start_sent_all_of_it(run: LocalStore) -> None:
+    early = add_log(run, "", 1, "a")
+    add_log(run, "", 2, "a", kind="run")  # what it lacks W&B got from the next start
+    cut = add_log(run, "", 3, "a", kind="run", ended=False)
+    late = add_log(run, "", 4, "a")
+    sent = add_log(run, "", 5, "b", kind="run")
+    run.put(f"{sent}.synced", b"")
+    first, second = find_records(run)
+    assert (first.waiting, first.uploaded) == ((early, cut, late), ())
+    assert (second.waiting, second.uploaded) == ((), (sent,))
+
+
+@pytest.mark.parametrize("kind", ["offline-run", "run"])
+def test_a_log_without_an_end_is_sent_when_its_writer_is_gone(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    key = add_log(run, "tune/0123/trials/0000/", 1, "a", ended=False, kind=kind)
+    whole = run.get(key)
+    run.put(key, whole + b"cut sho")
+    sent = accept(monkeypatch)
+    assert guarded(["sync", run.uri]) == 0
+    assert "nothing here tells who wrote it; give its command again" in capsys.readouterr().out
+    with own(run, lambda _: None):
+        assert guarded(["sync", run.uri]) == 0
+        assert f"has no end: process {os.getpid()} on" in capsys.readouterr().out
+    assert sent == []
+    assert run.get(key) == whole + b"cut sho"
+    for _ in range(2):
+        assert guarded(["sync", run.uri]) == 0
+    assert sent == [[key]]
+    assert run.get(key) == whole
+
+
+def test_a_log_without_a_beginning_is_none(run: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "wandb/offline-run-20260101_000001-a-abcdef/run-a.wandb"
+    run.put(key, HEADER)
+    with own(run, lambda _: None):
+        pass
+    sent = accept(monkeypatch)
+    assert guarded(["sync", run.uri]) == 0
+    assert sent == []
+    assert find_records(run) == []
 
 
 def test_what_was_sent_is_not_sent_again(
@@ -113,7 +156,8 @@ def test_a_server_out_of_reach_is_one_line_and_nothing_is_marked(
     add_log(run, "", 1, "a")
     assert guarded(["sync", run.uri]) == 1
     error = capsys.readouterr().err
-    assert "does not answer; 1 records wait in" in " ".join(error.split())
+    assert "1 records wait in" in error
+    assert "does not answer (Connection refused); see that" in " ".join(error.split())
     assert "Traceback" not in error
     assert find_records(run)[0].uploaded == ()
 
@@ -127,7 +171,7 @@ def test_nobody_is_asked_when_nothing_waits(run: LocalStore) -> None:
 
 def test_a_run_without_records_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(["sync", str(tmp_path / "nothing")]) == 2
-    assert "has no offline W&B records" in capsys.readouterr().err
+    assert "has no W&B records" in capsys.readouterr().err
     assert guarded(["sync"]) == 2
     assert "say which run to upload" in capsys.readouterr().err
 
@@ -175,5 +219,5 @@ def test_from_object_storage_the_records_are_fetched_and_the_marks_put_back(
     monkeypatch.setattr(wandb_upload.subprocess, "run", sync)
     [record] = find_records(bucket)
     wandb_upload.upload(bucket, record, tmp_path / "scratch")
-    assert given[1:4] == ["-m", "wandb", "sync"]
+    assert given[1:5] == ["-m", "wandb", "sync", "--include-online"]
     assert [entry.key for entry in bucket.list() if entry.key.endswith(".synced")] == [f"{key}.synced"]

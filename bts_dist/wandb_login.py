@@ -1,0 +1,207 @@
+"""Whether W&B can be used from here: its server answers, and knows who asks.
+
+Server, proxy and credentials are those that W&B itself would take (wandb 0.31): ``WANDB_API_KEY`` or
+``WANDB_IDENTITY_TOKEN_FILE``, never both, then the key in netrc, then the one in W&B's settings file.  The question is
+a request of our own, the one by which W&B asks whose a key is.  W&B's process would ask over and over where nothing
+answers, would not say why, and may outlive the wait for it.
+"""
+
+import base64
+import http.client
+import json
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+WITHIN_S = 4.0
+"""How long the server has to answer, all in all."""
+
+_QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
+_REFUSED = (400, 401, 403)
+_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+"""An identity token stands for an access token (RFC 7523, section 2.1)."""
+
+
+class LoginError(Exception):
+    """Nothing can be sent to W&B now: why, and after the last semicolon what to do."""
+
+
+@dataclass(frozen=True)
+class Login:
+    server: str
+    user: str
+
+
+def check_login(within_s: float = WITHIN_S) -> Login:
+    """Who this is to W&B's server.
+
+    Raises:
+        LoginError: there are no credentials, the server does not know them, or it does not answer ``within_s`` seconds.
+    """
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        settings = wandb.setup().settings
+        server = str(settings.base_url)
+        auth = wbauth.authenticate_session(
+            host=server, source="bts", prompt=False, update_session=False
+        )  # it prints and keeps nothing
+    except (wandb.Error, ValueError) as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise LoginError(f"{text}; mend that variable, or W&B's settings or netrc file") from error
+    if auth is None:
+        raise LoginError(f"not logged in to {server}; {_log_in(server)}, or set WANDB_API_KEY")
+    return Login(server, _Connection(server, settings, within_s).user(auth))
+
+
+def _log_in(server: str, *options: str) -> str:
+    from wandb.sdk.lib.urls import DEFAULT_BASE_URL
+
+    own = () if server == DEFAULT_BASE_URL else (f"--host {server}",)
+    return f"run `{' '.join(['wandb login', *own, *options])}`"
+
+
+class _Connection:
+    """Requests to the server, on W&B's ways to it."""
+
+    def __init__(self, server: str, settings: Any, within_s: float) -> None:
+        own = {"http": settings.http_proxy, "https": settings.https_proxy}
+        self._proxies = urllib.request.getproxies() | {kind: uri for kind, uri in own.items() if uri}
+        self._server, self._within_s = server, within_s
+        self._headers = dict(settings.x_extra_http_headers or {})
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(self._proxies)]
+        if settings.insecure_disable_ssl:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def user(self, auth: Any) -> str:
+        """Whose the credentials are.
+
+        Raises:
+            LoginError: as ``check_login``.
+        """
+        answer: Future[str] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._viewer(self._authorization(auth)))
+            except (LoginError, OSError, http.client.HTTPException) as error:
+                answer.set_exception(error)
+
+        # In a thread that nobody waits for, since nothing limits how long a name is looked up.
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.result(self._within_s)
+        except TimeoutError as error:
+            raise self._silent(f"nothing within {self._within_s:g} s") from error
+        except urllib.error.HTTPError as error:
+            raise self._silent(f"HTTP {error.code} {error.reason}") from error
+        except urllib.error.URLError as error:
+            raise self._silent(getattr(error.reason, "strerror", None) or str(error.reason)) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._silent(str(error) or type(error).__name__) from error
+
+    def _silent(self, reason: str) -> LoginError:
+        return LoginError(
+            f"{self._server} does not answer{self._way()} ({reason}); see that this machine may reach it "
+            "(WANDB_BASE_URL, HTTPS_PROXY)"
+        )
+
+    def _way(self) -> str:
+        """The proxy, by its address alone: its URI may hold a password."""
+        there = urlsplit(self._server)
+        proxy = self._proxies.get(there.scheme)
+        if not proxy or urllib.request.proxy_bypass(there.netloc):
+            return ""
+        found = urlsplit(proxy if "://" in proxy else f"//{proxy}")
+        return f" through the proxy {found.netloc.rpartition('@')[2]}"
+
+    def _authorization(self, auth: Any) -> str:
+        """The credentials as a header.
+
+        Raises:
+            LoginError: the identity token cannot be read, or the server does not take it.
+        """
+        from wandb.sdk.lib.wbauth import AuthApiKey
+
+        if isinstance(auth, AuthApiKey):
+            return f"Basic {base64.b64encode(f'api:{auth.api_key}'.encode()).decode()}"
+        kept = _kept_token(auth.credentials_path, self._server)
+        if kept is not None:
+            return f"Bearer {kept}"
+        try:
+            assertion = auth.path.read_text().strip()
+        except OSError as error:
+            raise LoginError(
+                f"the identity token in {auth.path} cannot be read ({error.strerror}); mend WANDB_IDENTITY_TOKEN_FILE"
+            ) from error
+        form = urlencode({"grant_type": _JWT_BEARER, "assertion": assertion}).encode()
+        try:
+            answer = self._post("/oidc/token", form, "application/x-www-form-urlencoded")
+        except urllib.error.HTTPError as error:
+            if error.code not in _REFUSED:
+                raise
+            raise LoginError(
+                f"{self._server} does not take the identity token in {auth.path} (HTTP {error.code}); renew it"
+            ) from error
+        return f"Bearer {answer.get('access_token', '')}"
+
+    def _viewer(self, authorization: str) -> str:
+        try:
+            answer = self._post("/graphql", _QUERY, "application/json", authorization)
+        except urllib.error.HTTPError as error:
+            if error.code not in _REFUSED:
+                raise
+            raise self._unknown(f"HTTP {error.code}") from error
+        data = answer.get("data")
+        if not isinstance(data, dict) or "viewer" not in data:
+            raise self._strange()
+        if data["viewer"] is None:
+            raise self._unknown("it knows nobody by it")
+        return str(data["viewer"].get("username"))
+
+    def _unknown(self, reason: str) -> LoginError:
+        return LoginError(
+            f"{self._server} does not know the key ({reason}); {_log_in(self._server, '--relogin')}, or mend "
+            "WANDB_API_KEY where that is set"
+        )
+
+    def _strange(self) -> LoginError:
+        return LoginError(f"{self._server} answers, and not as W&B does{self._way()}; mend WANDB_BASE_URL")
+
+    def _post(self, path: str, body: bytes, kind: str, authorization: str | None = None) -> Mapping[str, Any]:
+        request = urllib.request.Request(
+            f"{self._server}{path}", body, {**self._headers, "Content-Type": kind}
+        )
+        if authorization is not None:
+            # Whoever a redirect leads to is not told.
+            request.add_unredirected_header("Authorization", authorization)
+        with self._opener.open(request, timeout=self._within_s) as reply:
+            try:
+                answer = json.load(reply)
+            except ValueError:
+                raise self._strange() from None
+        if not isinstance(answer, dict):
+            raise self._strange()
+        return answer
+
+
+def _kept_token(file: Path, server: str) -> str | None:
+    """The access token that W&B keeps for a while, which the server takes though the identity token is too old."""
+    try:
+        found = json.loads(file.read_text())["credentials"][server]
+        ends = datetime.fromisoformat(found["expires_at"]).replace(tzinfo=UTC)
+        return str(found["access_token"]) if ends > datetime.now(UTC) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
