@@ -10,12 +10,20 @@ from typing import Annotated
 
 import typer
 
-from bts_dist.compose import load_config
 from bts_dist.run import named, run_uri
 from cluster import cli_doctor, cli_jobs, cli_tracking, console
 from cluster.auth_token import use_token
 from cluster.explanation import explain
-from cluster.options import ConfigFiles, ModelOption, Overrides, load, same
+from cluster.options import (
+    ConfigFiles,
+    ModelOption,
+    Overrides,
+    PackedOption,
+    ScoresOption,
+    load,
+    load_to_score,
+    same,
+)
 from cluster.termination import INTERRUPTED, heed_termination, interrupted_code
 from shards.errors import InputError
 
@@ -50,9 +58,7 @@ def synth(config: ConfigFiles = None, overrides: Overrides = None) -> None:
 def verify(
     config: ConfigFiles = None,
     overrides: Overrides = None,
-    packed: Annotated[
-        str | None, typer.Option("--packed", help="Re-hash a packed data set instead.", metavar="URI")
-    ] = None,
+    packed: PackedOption = None,
 ) -> None:
     """Check every image and mask of data.source, or every byte of a packed data set."""
     from cluster import stages
@@ -128,13 +134,7 @@ def score(config: ConfigFiles = None, overrides: Overrides = None, model: ModelO
     """Score a model on the held-out test patients of data.shards."""
     from cluster import stages
 
-    if model is None and not config:
-        raise InputError(
-            "say which model to score: --model RUN_OR_CHECKPOINT, or the --config it was trained with"
-        )
-    # Without a config file the model's own says where its data lies and how it was scored.
-    base = stages.model_config(model) if model is not None and not config else None
-    location = stages.score(named(load_config(config or [], overrides or [], base)), model)
+    location = stages.score(named(load_to_score(config, overrides, model)), model)
     run, _, folder = location.rpartition("/")
     suffix = "" if folder == "score" else f" --scores {folder}"
     console.next_step(f"bts report --model {run}{suffix}")
@@ -165,15 +165,13 @@ def report(
     config: ConfigFiles = None,
     overrides: Overrides = None,
     model: ModelOption = None,
-    scores: Annotated[
-        str, typer.Option("--scores", help="Which scores of the run.", metavar="FOLDER")
-    ] = "score",
+    scores: ScoresOption = None,
 ) -> None:
     """Write a run's HTML report."""
     from cluster import stages
 
     cfg = named(load(config, overrides))
-    console.next_step(f"open {stages.report(model or run_uri(cfg), cfg, scores)}")
+    console.next_step(f"open {stages.report(model or run_uri(cfg), cfg, scores or 'score')}")
 
 
 @app.command()

@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
-from bts_dist.compose import load_config
 from bts_dist.config import Config
-from bts_dist.run import run_uri
 from cluster import console
 from cluster.auth_token import use_token
-from cluster.options import ConfigFiles, ModelOption, Overrides
+from cluster.options import (
+    ConfigFiles,
+    ModelOption,
+    Overrides,
+    PackedOption,
+    ScoresOption,
+    load,
+    load_to_score,
+)
 from shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,35 +40,27 @@ def submit(
     overrides: Overrides = None,
     address: Address = None,
     model: ModelOption = None,
+    packed: PackedOption = None,
+    scores: ScoresOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job and end with its exit code.")] = False,
 ) -> int:
     """Run a stage as a job of a Ray cluster; without an address, on a cluster started here."""
     from cluster.submission import check_stage, make_submission
 
-    check_stage(stage, model)
-    base = None
-    if model is not None and not config:
-        from cluster import stages
-
-        base = stages.model_config(model)
-    cfg = load_config(config or [], overrides or [], base)
+    given = {"--model": model, "--packed": packed, "--scores": scores}
+    options = {name: value for name, value in given.items() if value is not None}
+    check_stage(stage, options)
+    cfg = load_to_score(config, overrides, model) if stage == "score" else load(config, overrides)
     url = _find(address, cfg)
     if url is None:
-        return _run_here(stage, config or [], overrides or [], model)
-    submission = make_submission(stage, cfg, model)
-    from cluster import job_end
+        return _run_here(stage, config or [], overrides or [], options)
+    submission = make_submission(stage, cfg, options)
     from cluster.dashboard import Dashboard
-    from cluster.submit import start, tell_local_places
+    from cluster.submit import run_job, tell_places
 
     dashboard = Dashboard(url)
-    tell_local_places(submission, dashboard)
-    job = start(submission, dashboard)
-    console.stage("submit", f"job {job}: {stage}, {run_uri(submission.config)}")
-    if wait:
-        return job_end.wait(dashboard, job)
-    console.next_step(f"bts logs {job} -f --address {url}")
-    console.next_step(f"bts status --address {url}")
-    return 0
+    tell_places(submission, dashboard)
+    return run_job(submission, dashboard, wait=wait)
 
 
 def jobs(config: ConfigFiles = None, overrides: Overrides = None, address: Address = None) -> None:
@@ -73,7 +72,7 @@ def jobs(config: ConfigFiles = None, overrides: Overrides = None, address: Addre
     if not found:
         console.out.print(f"no jobs at {dashboard.url}")
         return
-    console.show_table(f"Jobs at {dashboard.url}", table(found, 1000 * time.time()))
+    _show_table(f"Jobs at {dashboard.url}", table(found, 1000 * time.time()))
 
 
 def logs(
@@ -122,21 +121,26 @@ def status(config: ConfigFiles = None, overrides: Overrides = None, address: Add
 
     load = dashboard.read("/api/cluster_status")
     nodes = dashboard.read("/nodes?view=summary")["summary"]
-    console.show_table(f"Nodes of {dashboard.url}", node_rows(nodes, used_by_node(load)))
+    _show_table(f"Nodes of {dashboard.url}", node_rows(nodes, used_by_node(load)))
     console.out.print("waiting for room: " + (", ".join(waiting(load)) or "nothing"), markup=False)
     running = job_rows(dashboard, list_jobs(dashboard), 1000 * time.time())
     if len(running) == 1:
         console.out.print("no job is running")
     else:
-        console.show_table("Jobs", running)
+        _show_table("Jobs", running)
 
 
-def _run_here(stage: str, config: list[Path], overrides: list[str], model: str | None) -> int:
+def _show_table(title: str, rows: list[tuple[str, ...]]) -> None:
+    """Cells are what others have named, brackets and all."""
+    console.show_table(title, [[escape(cell) for cell in row] for row in rows])
+
+
+def _run_here(stage: str, config: list[Path], overrides: list[str], own: dict[str, str]) -> int:
     from cluster.cli import app
 
     console.stage("submit", "no address: the stage runs here, on a Ray cluster of this machine")
     options = [*(f"--config={path}" for path in config), *(f"--set={text}" for text in overrides)]
-    options += [] if model is None else [f"--model={model}"]
+    options += [f"{name}={value}" for name, value in own.items()]
     # As ``guarded`` reads it: an exit code after Ctrl-C, and otherwise what the stage returned.
     code = app([stage, *options], standalone_mode=False)
     return code if isinstance(code, int) else 0
@@ -151,7 +155,7 @@ def _find(address: str | None, config: Config) -> str | None:
 
 def _dashboard(address: str | None, config: list[Path] | None, overrides: list[str] | None) -> "Dashboard":
     """The cluster that a command about jobs speaks to."""
-    url = _find(address, load_config(config or [], overrides or []))
+    url = _find(address, load(config, overrides))
     if url is None:
         raise InputError(
             "say which cluster: --address http://HEAD:8265, cluster.address in the config, or the variable "

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -105,12 +106,12 @@ def show_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def stage(name: str, text: str) -> None:
-    out.print(f"[bold]{name}[/bold]  {text}")
+    out.print(f"[bold]{name}[/bold] ", escape(text))
 
 
 def next_step(command: str) -> None:
     if not _IN_JOB:
-        out.print(f"  next: [cyan]{command}[/cyan]")
+        out.print(f"  next: [cyan]{escape(command)}[/cyan]")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -73,6 +74,12 @@ class Dashboard(JobSubmissionClient):
         data: dict[str, Any] = answer.json()["data"]
         return data
 
+    def upload(self, folder: Path) -> str:
+        """Keep a folder on the cluster for jobs that are sent within ten minutes; the ``working_dir`` that names it."""
+        environment = {"working_dir": str(folder)}
+        self._upload_working_dir_if_needed(environment)
+        return environment["working_dir"]
+
     def log_end(self, job: JobDetails, lines: int) -> str:
         """The last lines of a job's log; nothing where it has none yet."""
         where = urlencode(
@@ -84,6 +91,11 @@ class Dashboard(JobSubmissionClient):
         )
         answer = self._do_request("GET", f"/api/v0/logs/file?{where}")
         return str(answer.text) if answer.status_code == 200 else ""
+
+    def _raise_error(self, r: Any) -> None:
+        # The text may be a traceback, whose last line says what happened.
+        lines = r.text.strip().splitlines() or [r.reason]
+        raise RuntimeError(f"the cluster at {self._address} answers with status {r.status_code}: {lines[-1]}")
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         try:

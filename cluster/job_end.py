@@ -1,42 +1,48 @@
-"""How a job ends: waited for, stopped, and told to the person who waits."""
+"""How a job ends: stopped, and told to the person who waits."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 from ray.job_submission import JobDetails, JobStatus
 from rich.markup import escape
 
 from cluster import console
-from cluster.dashboard import Dashboard
+from cluster.interruption import interruption_held
 from cluster.job_log import JobLog
-
-
-def wait(dashboard: Dashboard, job: str) -> int:
-    """Print a job's log until it has ended; the exit code that stands for what became of it.
-
-    Ctrl-C stops the job and waits for its end; a second one leaves at once, with the job told to stop.
-    """
-    log = JobLog(dashboard, job)
-    try:
-        return conclude(log.follow())
-    except KeyboardInterrupt:
-        console.err.print(
-            f"stopping the job {job}, whose workers end in good order; Ctrl-C again does not wait for it"
-        )
-    try:
-        stop(log)
-    except KeyboardInterrupt:
-        console.err.print(f"left; the job was told to stop, which `bts jobs --address {dashboard.url}` shows")
-        raise
-    raise KeyboardInterrupt
+from shards.errors import UnreachableError
 
 
 def stop(log: JobLog) -> JobDetails:
     """Have a job end its workers in good order, and print its log until it has."""
-    # In a thread, which Ctrl-C does not interrupt: whatever happens here, the job is told.
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(log.dashboard.stop_job, log.job).result()
+    # Whatever happens here, the job is told.
+    with interruption_held():
+        log.dashboard.stop_job(log.job)
     return log.follow()
+
+
+def stop_interrupted(log: JobLog) -> None:
+    """After a Ctrl-C: stop the job and wait for its end; at a second one leave at once, with the job told to stop.
+
+    Raises:
+        RuntimeError: the head does not take it; the command that stops the job is named.
+    """
+    url, told = log.dashboard.url, False
+    remedy = f"`bts stop {log.job} --address {url}` stops the job"
+    try:
+        with interruption_held():
+            console.err.print(
+                f"stopping the job {log.job}, whose workers end in good order; Ctrl-C again does not wait for it"
+            )
+            log.dashboard.stop_job(log.job)
+            told = True
+        log.follow()
+    except KeyboardInterrupt:
+        shows = f"the job was told to stop, which `bts jobs --address {url}` shows"
+        console.err.print(f"left; {shows if told else remedy}")
+        raise
+    except (UnreachableError, RuntimeError) as error:
+        if told:
+            raise
+        raise RuntimeError(f"the job {log.job} was not told to stop: {error}\n{remedy}") from error
 
 
 def conclude(details: JobDetails) -> int:

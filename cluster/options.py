@@ -7,6 +7,7 @@ import typer
 
 from bts_dist.compose import load_config
 from bts_dist.config import Config
+from shards.errors import InputError
 
 ConfigFiles = Annotated[
     list[Path] | None,
@@ -20,10 +21,34 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", help="A run (its best checkpoint) or one checkpoint.", metavar="URI")
 ]
 
+PackedOption = Annotated[
+    str | None, typer.Option("--packed", help="Re-hash a packed data set instead.", metavar="URI")
+]
+ScoresOption = Annotated[
+    str | None, typer.Option("--scores", help="Which scores of the run.", metavar="FOLDER")
+]
+
 
 def load(config: list[Path] | None, overrides: list[str] | None) -> Config:
     """The config that the options describe.  Raises ``InputError``."""
     return load_config(config or [], overrides or [])
+
+
+def load_to_score(config: list[Path] | None, overrides: list[str] | None, model: str | None) -> Config:
+    """The same for scoring: without a config file the model's own says where its data lies and how it was scored.
+
+    Raises:
+        InputError: as ``load``; or neither says which model it is.
+    """
+    if config:
+        return load(config, overrides)
+    if model is None:
+        raise InputError(
+            "say which model to score: --model RUN_OR_CHECKPOINT, or the --config it was trained with"
+        )
+    from cluster import stages
+
+    return load_config([], overrides or [], stages.model_config(model))
 
 
 def same(config: list[Path] | None, overrides: list[str] | None) -> str:

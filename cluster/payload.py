@@ -13,6 +13,8 @@ from bts_dist.config import Config
 from shards.errors import InputError
 
 PACKAGES = ("shards", "bts_dist", "cluster")
+KINDS = (".py", ".j2", ".css", ".js")
+"""What the packages are made of.  Whatever else lies beside it, a secret or data, stays here, and so do dotfiles."""
 CONFIG = "config.yaml"
 
 MOST_BYTES = 64 * 2**20
@@ -38,7 +40,7 @@ def make_payload(folder: Path, config: Config, packages: dict[str, Path] | None 
         folder / name / path.relative_to(root): path
         for name, root in (packages or _packages()).items()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.suffix in KINDS and path.is_file() and not _hidden(path.relative_to(root))
     }
     sizes = {path: path.stat().st_size for path in files.values()}
     total = sum(sizes.values())
@@ -55,6 +57,10 @@ def make_payload(folder: Path, config: Config, packages: dict[str, Path] | None 
     text = dump_yaml(config).encode()
     (folder / CONFIG).write_bytes(text)
     return Payload(folder, len(files) + 1, total + len(text))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _packages() -> dict[str, Path]:

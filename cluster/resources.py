@@ -14,6 +14,7 @@ from ray.exceptions import AuthenticationError
 
 from bts_dist import commit
 from bts_dist.config import ClusterConfig
+from cluster import console
 from cluster.auth_token import ensure_token, hide_token
 from cluster.nodes import read_room
 from cluster.placement import Placement, place
@@ -78,12 +79,24 @@ def _connect(config: ClusterConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     hide_token()
     if config.address is None:
+        if elsewhere := os.environ.get("RAY_ADDRESS"):
+            console.out.print(
+                f"  RAY_ADDRESS={elsewhere} is left alone: cluster.address is null, so Ray starts on this machine; "
+                "--set cluster.address=auto joins that cluster",
+                markup=False,
+            )
         ensure_token()
         cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")
+        # Left out, Ray would join what RAY_ADDRESS names, or a cluster that somebody started on this machine.
         ray.init(
-            num_cpus=cpus, include_dashboard=True, dashboard_port=port, runtime_env=environment, **options
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_port=port,
+            runtime_env=environment,
+            **options,
         )
     else:
         try:

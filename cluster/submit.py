@@ -1,43 +1,88 @@
 """A job sent to a Ray cluster through Ray's job API."""
 
 import secrets
+import socket
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
 
 from bts_dist import commit
-from bts_dist.run import run_uri
 from cluster import console
 from cluster.dashboard import Dashboard
+from cluster.interruption import interruption_held
+from cluster.job_end import conclude, stop_interrupted
+from cluster.job_log import JobLog
 from cluster.payload import make_payload
-from cluster.submission import Submission, entrypoint
+from cluster.submission import ON_HEAD, Submission, entrypoint, local_places
 from shards.errors import UnreachableError
 
-ARRIVAL_S = 5.0
-"""Seconds after which a request that was broken off has made no job."""
 STOP_WAIT_S = 60
 """Seconds that a job told to stop has to end its workers in good order; Ray gives three."""
 
 
-def start(submission: Submission, dashboard: Dashboard) -> str:
-    """Send the job and return its id.  Ctrl-C meanwhile leaves no job behind.
+def run_job(submission: Submission, dashboard: Dashboard, *, wait: bool) -> int:
+    """Send the job, and with ``wait`` follow it to its end; the exit code of the command.
+
+    Ctrl-C stops the job, also one that is on its way, and waits for its end.  A second one leaves at once; a job that
+    may have started all the same is named with the command that stops it.
 
     Raises:
         InputError: the code is too large to travel.
         RuntimeError: the cluster does not take it.
     """
     job = f"{submission.stage}-{secrets.token_hex(4)}"
+    request = _prepare(submission, dashboard, job)
+    log, sent = JobLog(dashboard, job), False
     try:
-        _send(submission, dashboard, job)
+        with interruption_held(lambda: _tell_held(job)):
+            _send(dashboard, request)
+            sent = True
+        console.stage("submit", f"job {job}: {submission.stage}, {escape(submission.place)}")
+        if wait:
+            return conclude(log.follow())
+        console.next_step(f"bts logs {job} -f --address {dashboard.url}")
+        console.next_step(f"bts status --address {dashboard.url}")
     except KeyboardInterrupt:
-        if _arrived(dashboard, job):
-            dashboard.stop_job(job)
+        if sent:
+            stop_interrupted(log)
+        else:
+            console.err.print(f"left; {_may_have_started(dashboard, job)}")
         raise
+    return 0
+
+
+def _prepare(submission: Submission, dashboard: Dashboard, job: str) -> dict[str, Any]:
+    """Bring the code there, which starts nothing, and write the request that does."""
+    with tempfile.TemporaryDirectory(prefix="bts-submit-") as scratch:
+        payload = make_payload(Path(scratch), submission.config)
+        size = payload.num_bytes / 2**20
+        console.stage(
+            "submit", f"job {job}: {payload.num_files} files of code, {size:.1f} MiB, to {dashboard.url}"
+        )
+        code = dashboard.upload(payload.folder)
+    known = commit.code_commit()
+    # Credentials are the cluster's own and never travel.
+    variables = {
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        **({commit.VARIABLE: known} if known is not None else {}),
+    }
+    return {
+        "submission_id": job,
+        "entrypoint": entrypoint(submission, head_python(dashboard)),
+        "runtime_env": {"working_dir": code, "env_vars": variables},
+        "metadata": {"stage": submission.stage, "run": submission.place},
+    }
+
+
+def _send(dashboard: Dashboard, request: dict[str, Any]) -> None:
+    """Have the cluster start the job."""
+    job = request["submission_id"]
+    try:
+        dashboard.submit_job(**request)
     except UnreachableError as error:
-        raise UnreachableError(
-            f"{error}\nThe job {job} may have started all the same: `bts jobs --address {dashboard.url}` shows it, and "
-            f"`bts stop {job} --address {dashboard.url}` ends it"
-        ) from error
+        raise UnreachableError(f"{error}\n{_may_have_started(dashboard, job)}") from error
     except RuntimeError as error:
         if _NO_AGENT in str(error):
             raise RuntimeError(
@@ -45,43 +90,21 @@ def start(submission: Submission, dashboard: Dashboard) -> str:
                 "machine has the agent's port; start the head with another "
                 "--dashboard-agent-listen-port, or wait if it is new"
             ) from error
-        raise
-    return job
-
-
-def _arrived(dashboard: Dashboard, job: str) -> bool:
-    """Whether the cluster has got the job; what is on its way has some seconds."""
-    end = time.monotonic() + ARRIVAL_S
-    while True:
-        if any(known.submission_id == job for known in dashboard.list_jobs()):
-            return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.5)
+        raise RuntimeError(f"{error}\n{_may_have_started(dashboard, job)}") from error
 
 
 _NO_AGENT = "No available agent to submit job"
 
 
-def _send(submission: Submission, dashboard: Dashboard, job: str) -> None:
-    known = commit.code_commit()
-    with tempfile.TemporaryDirectory(prefix="bts-submit-") as scratch:
-        payload = make_payload(Path(scratch), submission.config)
-        size = payload.num_bytes / 2**20
-        console.stage("submit", f"{payload.num_files} files of code, {size:.1f} MiB, to {dashboard.url}")
-        dashboard.submit_job(
-            entrypoint=entrypoint(submission, head_python(dashboard)),
-            submission_id=job,
-            runtime_env={
-                "working_dir": scratch,
-                # Credentials are the cluster's own and never travel.
-                "env_vars": {
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
-                    **({commit.VARIABLE: known} if known is not None else {}),
-                },
-            },
-            metadata={"stage": submission.stage, "run": run_uri(submission.config)},
-        )
+def _tell_held(job: str) -> None:
+    console.err.print(
+        f"the job {job} is on its way and is stopped when it has arrived; Ctrl-C again does not wait for that"
+    )
+
+
+def _may_have_started(dashboard: Dashboard, job: str) -> str:
+    there = f"--address {dashboard.url}"
+    return f"the job {job} may have started all the same: `bts jobs {there}` shows it, `bts stop {job} {there}` ends it"
 
 
 def head_python(dashboard: Dashboard) -> str:
@@ -94,14 +117,26 @@ def head_python(dashboard: Dashboard) -> str:
     return "python"
 
 
-def tell_local_places(submission: Submission, dashboard: Dashboard) -> None:
-    """Say which places every node must see, where there are several nodes."""
-    config = submission.config
-    places = {"data.source": config.data.source, "data.shards": config.data.shards, "run.dir": config.run.dir}
-    local = [f"{key}={place}" for key, place in places.items() if "://" not in place]
+def tell_places(submission: Submission, dashboard: Dashboard) -> None:
+    """Say which local places of the job must be seen by nodes that are not this machine."""
+    places = local_places(submission)
     nodes = dashboard.read("/api/v0/nodes")["result"]["result"]
-    alive = sum(node["state"] == "ALIVE" for node in nodes)
-    if local and alive > 1:
-        console.out.print(
-            f"  every one of {alive} nodes must see {', '.join(local)}: a shared folder, or use s3://"
-        )
+    away = [node for node in nodes if node["state"] == "ALIVE" and not _is_here(node["node_ip"])]
+    if submission.stage in ON_HEAD:
+        away = [node for node in away if node["is_head_node"]]
+    if not (places and away):
+        return
+    who = "the cluster's head" if submission.stage in ON_HEAD else "every node of the cluster"
+    listed = ", ".join(f"{key}={place}" for key, place in places.items())
+    console.out.print(f"  {who} must see {listed}: a shared folder, or use s3://", markup=False)
+
+
+def _is_here(address: str) -> bool:
+    """Whether an IP address is one of this machine's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True

@@ -6,23 +6,25 @@ import pytest
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.run import named
+from bts_dist.run import named, run_uri
 from cluster import stages
 from cluster.cli import guarded
 from cluster.dashboard import ADDRESSES
-from cluster.submission import STAGES, check_stage, entrypoint, make_submission
+from cluster.submission import STAGES, check_stage, entrypoint, local_places, make_submission
 from shards.errors import InputError
 
 
 def test_only_stages_can_be_jobs() -> None:
     for stage in STAGES:
-        check_stage(stage, None)
+        check_stage(stage, {})
     with pytest.raises(
         InputError, match="'trian' is no stage that can be a job; those are verify, pack, tune, train"
     ):
-        check_stage("trian", None)
+        check_stage("trian", {})
     with pytest.raises(InputError, match="--model belongs to score and report, not to train"):
-        check_stage("train", "runs/demo")
+        check_stage("train", {"--model": "runs/demo"})
+    with pytest.raises(InputError, match="--scores belongs to report, not to score"):
+        check_stage("score", {"--scores": "score-1"})
 
 
 def test_a_job_has_its_own_cluster_and_places_that_mean_the_same_everywhere(
@@ -38,14 +40,52 @@ def test_a_job_has_its_own_cluster_and_places_that_mean_the_same_everywhere(
             "cluster.address": "http://h:8265",
         },
     )
-    sent = make_submission("score", away, "runs/demo").config
+    sent = make_submission("score", away, {"--model": "runs/demo"}).config
     assert sent.cluster.address == "auto"
     assert sent.data.shards == "s3://bucket/shards"
     assert sent.run.dir == str(tmp_path / "runs")
     # Given again, the command goes on with the same run, wherever it is given.
     assert sent.run.name == named(away).run.name
-    assert make_submission("score", away, "runs/demo").model == str(tmp_path / "runs" / "demo")
-    assert make_submission("score", away, "s3://bucket/run").model == "s3://bucket/run"
+    for given, travels in (
+        (
+            {"--model": "runs/demo", "--scores": "score-1"},
+            {"--model": f"{tmp_path}/runs/demo", "--scores": "score-1"},
+        ),
+        ({"--model": "s3://bucket/run"}, {"--model": "s3://bucket/run"}),
+    ):
+        assert make_submission("report", away, given).options == travels
+    assert make_submission("verify", away, {"--packed": "p"}).options == {"--packed": f"{tmp_path}/p"}
+
+
+def test_what_is_packed_belongs_to_a_run_only_where_one_is_named(config: Config) -> None:
+    nameless = with_overrides(config, {"run.name": None})
+    for stage, place in (("verify", config.data.source), ("pack", config.data.shards)):
+        sent = make_submission(stage, nameless)
+        assert sent.config.run.name is None
+        assert sent.place == place
+        assert make_submission(stage, config).config.run.name == "test"
+    assert make_submission("train", nameless).place == run_uri(named(nameless))
+    assert make_submission("score", nameless, {"--model": "s3://b/r"}).place == "s3://b/r"
+
+
+def test_local_places_are_those_that_the_stage_uses(config: Config) -> None:
+    away = with_overrides(
+        config, {"data.shards": "s3://b/shards", "score.ensemble": ["/m/1", "s3://b/2", "/m/3"]}
+    )
+    source, runs = config.data.source, config.run.dir
+
+    def local(stage: str, **options: str) -> dict[str, str]:
+        named_options = {f"--{name}": value for name, value in options.items()}
+        return local_places(make_submission(stage, away, named_options))
+
+    assert local("verify") == {"data.source": source}
+    assert local("verify", packed="/p") == {"--packed": "/p"}
+    assert local("pack") == {"data.source": source}
+    assert local("tune") == {"run.dir": runs}
+    assert local("train") == {"run.dir": runs, "score.ensemble": "/m/1,/m/3"}
+    assert local("score", model="/m") == {"--model": "/m", "score.ensemble": "/m/1,/m/3"}
+    assert local("report", model="s3://b/r", scores="score-1") == {}
+    assert local("run") == {"data.source": source, "run.dir": runs, "score.ensemble": "/m/1,/m/3"}
 
 
 def test_a_job_runs_on_ray(config: Config) -> None:
@@ -54,7 +94,7 @@ def test_a_job_runs_on_ray(config: Config) -> None:
 
 
 def test_the_command_line_survives_a_shell(config: Config) -> None:
-    submission = make_submission("report", config, "/data/my run; rm -rf x")
+    submission = make_submission("report", config, {"--model": "/data/my run; rm -rf x"})
     assert entrypoint(submission, "/opt/my env/python") == (
         "'/opt/my env/python' -m cluster.cli report --config config.yaml --model '/data/my run; rm -rf x'"
     )
@@ -69,6 +109,7 @@ def test_the_command_line_survives_a_shell(config: Config) -> None:
         (["train", "--set", "optim.lrr=1"], "did you mean optim.lr?"),
         (["trian"], "'trian' is no stage that can be a job"),
         (["score", "--model", "/nowhere"], "/nowhere"),
+        (["score"], "say which model to score"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_sent(

@@ -17,6 +17,8 @@ import requests
 from interrupts import heed_interrupts
 from ray_nodes import Nodes, free_port
 
+from bts_dist.compose import load_config
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
@@ -140,23 +142,25 @@ def test_a_stage_runs_there_as_it_was_configured_here_and_no_credential_travels(
     head: Head, phantom: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.yaml").write_text(
-        f"data: {{source: {phantom}}}\nrun: {{name: from-file, dir: {tmp_path}/runs}}\n"
+        f"data: {{source: {tmp_path}/nothing}}\npack: {{workers: 1}}\nrun: {{name: from-file}}\n"
     )
     printed = head.bts(
-        "submit", "verify", "--config", str(tmp_path / "a.yaml"), *options("run.name=from-set"), "--wait"
+        "submit", "verify", "--config", str(tmp_path / "a.yaml"), *options(f"data.source={phantom}"), "--wait"
     )
     job = job_id(printed)
     assert f"{phantom}: 10 patients" in printed
     assert f"job {job} is done" in printed
     details = head.job(job)
     assert details["status"] == "SUCCEEDED"
-    assert details["metadata"] == {"stage": "verify", "run": f"{tmp_path}/runs/from-set"}
+    assert details["metadata"] == {"stage": "verify", "run": str(phantom)}
     # The log once, and the whole of it.
     assert head.bts("logs", job) in printed
 
     told = json.dumps(head.read("/api/jobs/"))
     kept = [p for p in head.nodes.folder.rglob("*") if p.is_file()]
-    assert any(p.name == "config.yaml" for p in kept)  # the folder that travelled is among them
+    # The folder that travelled is among them.
+    sent = next(load_config([p]) for p in kept if p.name == "config.yaml")
+    assert (sent.run.name, sent.data.source) == ("from-file", str(phantom))
     for secret in [*CANARIES.values(), head.nodes.token]:
         assert secret not in printed + told
         assert [p for p in kept if secret.encode() in p.read_bytes()] == []
@@ -210,20 +214,20 @@ def test_ctrl_c_stops_the_job_and_leaves_nothing_on_the_cluster(
 
 
 def test_a_second_ctrl_c_does_not_wait_and_the_job_ends_all_the_same(head: Head, tmp_path: Path) -> None:
-    job = head.run_aside("trap '' TERM; for i in 1 2 3 4 5 6 7 8 9; do sleep 30; done")
-    wait_for("run", lambda: head.job(job)["status"] == "RUNNING")
+    code = "from cluster import cli, submit; submit.STOP_WAIT_S = 20; "
+    code += "submit.entrypoint = lambda *_: \"trap '' TERM; for i in 1 2 3 4 5 6 7 8 9; do sleep 30; done\"; "
+    code += "cli.main(['submit', 'report', '--set=run.name=deaf', '--wait'])"
     output = tmp_path / "output"
-    code = "from cluster import cli, job_end; from cluster.dashboard import Dashboard; import sys; "
-    code += "cli.app.command('w')(lambda: job_end.wait(Dashboard(sys.argv[1]), sys.argv[2])); cli.main(['w'])"
     with output.open("w") as file:
         waiting = subprocess.Popen(
-            [sys.executable, "-c", code, head.url, job],
+            [sys.executable, "-c", code],
             stdout=file,
             stderr=file,
             env=head._environment({}),
             preexec_fn=heed_interrupts,
         )
     wait_for("log", lambda: "Running entrypoint" in output.read_text())
+    job = job_id(output.read_text())
     waiting.send_signal(signal.SIGINT)
     wait_for("answer", lambda: "Ctrl-C again" in output.read_text())
     time.sleep(1)
