@@ -90,7 +90,11 @@ def _check_same(run: ObjectStore, key: bytes | None) -> None:
         return
     here = "is not set" if key is None else f"has a key of fingerprint {fingerprint(key)}"
     own = drawn is not None and fingerprint(drawn) == before
-    remedy = f"unset it, since the run has drawn that key itself ({KEY_FILE})" if own else "set that key"
+    remedy = (
+        f"unset it, since the run has drawn that key itself ({KEY_FILE})"
+        if own
+        else "set the key of that fingerprint"
+    )
     raise InputError(
         f"{VARIABLE} {here} on this machine, and {run.uri} names its patients with one of fingerprint {before}: a "
         f"patient would have two names in one run; {remedy} on every machine, or give the run another name with "

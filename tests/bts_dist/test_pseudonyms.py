@@ -82,7 +82,7 @@ def test_a_run_is_refused_under_another_key(
     before = fingerprint(KEY.encode())
     monkeypatch.setenv(VARIABLE, "another key of 16")
     here = fingerprint(b"another key of 16")
-    told = rf"fingerprint {here} on this machine.*fingerprint {before}.*set that key on every.*run\.name="
+    told = rf"fingerprint {here} on this machine.*fingerprint {before}.*set the key of that .*run\.name="
     with pytest.raises(InputError, match=told) as error:
         renaming(config, run)
     assert "another key" not in str(error.value)

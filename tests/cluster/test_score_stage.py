@@ -62,7 +62,9 @@ def test_another_key_for_patients_names_than_the_runs(
     (Path(run) / FINGERPRINT_FILE).write_text("0123456789abcdef")
     monkeypatch.setenv(VARIABLE, "a key of the environment")
     text = fails(capsys, run, shards, "track.wandb=offline")
-    assert "a patient would have two names in one run; set that key on every machine" in text
+    assert (
+        "a patient would have two names in one run; set the key of that fingerprint on every machine" in text
+    )
     assert score(run, shards, "track.wandb=disabled") == 0, "nobody is named to W&B"
 
 
