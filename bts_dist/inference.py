@@ -80,8 +80,7 @@ def describe_all(ways: Sequence[Inference]) -> str:
     low, high = (f(way.threshold for way in ways) for f in (min, max))
     words = [f"threshold {low:g}" if low == high else f"thresholds {low:g} – {high:g}"]
     # In the order of the words of one model; what all of them do needs no number.
-    for some in ("mirrored", "not mirrored"):
-        words += _how_many(some, sum(way.mirror == (some == "mirrored") for way in ways), len(ways))
+    words += _how_many("mirrored", sum(way.mirror for way in ways), len(ways)) or ["not mirrored"]
     fewest, most = (f(len(way.members) + 1 for way in ways) for f in (min, max))
     if most > 1:
         words.append(f"mean of {fewest if fewest == most else f'{fewest} to {most}'} checkpoints")

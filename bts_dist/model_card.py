@@ -19,7 +19,8 @@ from bts_dist.score import read_score
 from bts_dist.unet import count_parameters
 from shards.config import StoreConfig
 from shards.errors import InputError
-from shards.plan import SPLITS
+from shards.manifest import Manifest
+from shards.plan import SPLITS, Split
 from shards.reader import PackedData, TrainingSplit
 from shards.store import MissingObject, ObjectStore, open_store
 from shards.verify import SEQUENCES
@@ -147,24 +148,20 @@ def _data(facts: CardFacts) -> dict[str, Any]:
         for split in get_args(TrainingSplit)
         for name in data.training(split).index.institution
     }
-    splits = (
-        []
-        if models
-        else [
-            {
-                "name": split,
-                "patients": len(manifest.patients[split]),
-                "slices": manifest.num_samples(split),
-                "purpose": _PURPOSE[split],
-            }
-            for split in SPLITS
-        ]
-    )
     return {
-        "splits": splits,
+        "splits": [] if models else [_split(manifest, split) for split in SPLITS],
         "institutions": sorted(seen),
         "height": manifest.height,
         "width": manifest.width,
+    }
+
+
+def _split(manifest: Manifest, split: Split) -> dict[str, Any]:
+    return {
+        "name": split,
+        "patients": len(manifest.patients[split]),
+        "slices": manifest.num_samples(split),
+        "purpose": _PURPOSE[split],
     }
 
 

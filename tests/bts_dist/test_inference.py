@@ -27,7 +27,7 @@ ways = st.builds(
         ([Inference(0.5, True)] * 2, "threshold 0.5, mirrored, as validated"),
         (
             [Inference(0.4, True, "all", (), CHOSEN), Inference(0.6, False, "all", (MEMBER,), CHOSEN)],
-            "thresholds 0.4 – 0.6, mirrored in 1 of 2, not mirrored in 1 of 2, mean of 1 to 2 checkpoints",
+            "thresholds 0.4 – 0.6, mirrored in 1 of 2, mean of 1 to 2 checkpoints",
         ),
         (
             [
