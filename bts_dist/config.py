@@ -293,6 +293,13 @@ class ClusterConfig(Section):
             )
         return workers if isinstance(workers, int) else tuple(span)
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _check_gpus(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"cluster.gpus_per_worker above 1 must be a whole number; found {gpus:g}")
+        return gpus
+
     @property
     def fewest(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[0]

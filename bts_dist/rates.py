@@ -90,7 +90,7 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
 
     Reading and decoding, exchange between workers and the metrics of validation are no part of it: a run is slower.
     """
-    device = pick_device(0)
+    device = pick_device(0, config.cluster.gpus_per_worker)
     source = SampleSource(data.training("train"), with_overrides(config, {"data.cache": "none"}).data)
     try:
         torch.manual_seed(config.train.seed)

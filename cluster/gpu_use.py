@@ -5,10 +5,13 @@ from bts_dist.config import ClusterConfig
 
 def workers_in_words(cluster: ClusterConfig) -> str:
     """How many workers there will be, and what they compute on; with a cluster at hand ``placement.place`` decides."""
+    on_cpus = cluster.gpus_per_worker == 0
     if cluster.runtime == "local":
-        return "workers: one (cluster.runtime=local), on a GPU where torch finds one"
+        where = "on the CPU (cluster.gpus_per_worker=0)" if on_cpus else "on a GPU where torch finds one"
+        return f"workers: one (cluster.runtime=local), {where}"
     if cluster.runtime == "torchrun":
-        return "workers: as many as torchrun starts, each on a GPU of its own where torch finds GPUs"
+        own = "each on a GPU of its own where torch finds GPUs"
+        return f"workers: as many as torchrun starts, {'on CPUs (cluster.gpus_per_worker=0)' if on_cpus else own}"
     span = str(cluster.most) if cluster.fewest == cluster.most else f"{cluster.fewest} to {cluster.most}"
     each = cluster.gpus_per_worker
     if each is None:
@@ -29,14 +32,15 @@ def all_gpus_work(cluster: ClusterConfig, gpus: int) -> str:
 
     A worker computes on one GPU, whatever share or number of them it reserves.
     """
-    if cluster.runtime == "torchrun":
-        return "" if gpus == 1 else f"--nproc-per-node={gpus}"
-    if cluster.runtime == "local":
-        return "" if gpus == 1 else f"cluster.runtime=ray, cluster.workers={gpus}"
-    each, settings = cluster.gpus_per_worker, []
-    if each is not None and (each == 0 or each > 1):
+    each, settings = cluster.gpus_per_worker, list[str]()
+    if each is not None and (each == 0 or (each > 1 and cluster.runtime == "ray")):
         each = None
         settings.append("cluster.gpus_per_worker=1")
+    if cluster.runtime != "ray":
+        apart = f"--nproc-per-node={gpus}"
+        if cluster.runtime == "local":
+            apart = f"cluster.runtime=ray, cluster.workers={gpus}"
+        return ", ".join([*([] if gpus == 1 else [apart]), *settings])
     workers = gpus if each is None else gpus * int(1 / each + 1e-9)
     if not cluster.fewest <= workers <= cluster.most:
         settings.insert(0, f"cluster.workers={workers}")

@@ -122,7 +122,14 @@ def _gpus(config: ClusterConfig, room: Room, cuda: bool) -> tuple[float, list[st
 
 
 def _fit(node: Resources, worker: Resources) -> int:
-    return min(int(node.get(name, 0) / each + _ROUNDING) for name, each in worker.items())
+    return min(_share(name, node.get(name, 0), each) for name, each in worker.items())
+
+
+def _share(name: str, have: float, each: float) -> int:
+    """How many times ``each`` of a resource is in what a node has of it; a part of a GPU is of one GPU."""
+    if name == "GPU" and each < 1:
+        return int(have) * int(1 / each + _ROUNDING)
+    return int(have / each + _ROUNDING)
 
 
 def _refusal(config: ClusterConfig, room: Room, worker: Resources, ever: float) -> str:

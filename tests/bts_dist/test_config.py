@@ -71,3 +71,10 @@ def test_impossible_numbers_of_workers_are_refused(workers: str) -> None:
 def test_the_global_batch_must_do_for_the_most_workers() -> None:
     with pytest.raises(InputError, match="for 20 workers"):
         load_config([], ["cluster.workers=[1, 20]", "train.global_batch=16"])
+
+
+def test_a_worker_has_whole_gpus_or_a_part_of_one() -> None:
+    for gpus in ("0", "0.25", "1", "2"):
+        assert load_config([], [f"cluster.gpus_per_worker={gpus}"]).cluster.gpus_per_worker == float(gpus)
+    with pytest.raises(InputError, match=r"above 1 must be a whole number; found 1\.5"):
+        load_config([], ["cluster.gpus_per_worker=1.5"])

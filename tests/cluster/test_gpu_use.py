@@ -29,7 +29,9 @@ def cluster(**values: object) -> ClusterConfig:
             "2 to 6 (cluster.workers) with 0.5 GPU each: 1 to 3 GPUs",
         ),
         (cluster(runtime="local"), "one (cluster.runtime=local), on a GPU where torch finds one"),
-        (cluster(runtime="torchrun"), "as many as torchrun starts"),
+        (cluster(runtime="local", gpus_per_worker=0), "one (cluster.runtime=local), on the CPU"),
+        (cluster(runtime="torchrun"), "as many as torchrun starts, each on a GPU"),
+        (cluster(runtime="torchrun", gpus_per_worker=0), "as many as torchrun starts, on CPUs"),
     ],
 )
 def test_what_workers_compute_on_is_said(config: ClusterConfig, words: str) -> None:
@@ -50,7 +52,9 @@ def test_what_workers_compute_on_is_said(config: ClusterConfig, words: str) -> N
         (cluster(workers=8, gpus_per_worker=0.3), 4, "cluster.workers=12"),
         (cluster(runtime="local"), 1, ""),
         (cluster(runtime="local"), 4, "cluster.runtime=ray, cluster.workers=4"),
+        (cluster(runtime="local", gpus_per_worker=0), 1, "cluster.gpus_per_worker=1"),
         (cluster(runtime="torchrun"), 4, "--nproc-per-node=4"),
+        (cluster(runtime="torchrun", gpus_per_worker=0), 2, "--nproc-per-node=2, cluster.gpus_per_worker=1"),
     ],
 )
 def test_what_an_instance_needs(config: ClusterConfig, gpus: int, settings: str) -> None:

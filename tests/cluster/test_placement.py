@@ -27,7 +27,7 @@ rooms = st.builds(
 workers = st.builds(
     lambda cpus, gpus: {"CPU": cpus, **({"GPU": gpus} if gpus else {})},
     st.sampled_from([0.5, 1.0, 3.0, 8.0]),
-    st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+    st.sampled_from([0.0, 0.25, 0.3, 0.6, 1.0, 2.0]),
 )
 
 
@@ -47,11 +47,23 @@ def test_what_fits_now_fits_ever_and_no_node_is_overfull(room: Room, worker: dic
 def test_workers_placed_one_by_one_find_the_same_room(
     alive: list[dict[str, float]], worker: dict[str, float]
 ) -> None:
-    free, placed = [dict(node) for node in alive], 0
-    while open_ := [n for n in free if all(n.get(name, 0) >= each for name, each in worker.items())]:
-        for name, each in worker.items():
-            open_[0][name] -= each
-        placed += 1
+    placed = 0
+    for node in alive:
+        # A part of a GPU lies on one GPU.
+        cpus, gpus = node["CPU"], [1.0] * int(node["GPU"])
+        each = worker.get("GPU", 0.0)
+        while cpus >= worker["CPU"]:
+            if each >= 1:
+                if len(gpus) < each:
+                    break
+                gpus = gpus[int(each) :]
+            elif each > 0:
+                fit = [n for n, left in enumerate(gpus) if left > each - 1e-9]
+                if not fit:
+                    break
+                gpus[fit[0]] -= each
+            cpus -= worker["CPU"]
+            placed += 1
     assert fit_now(Room(tuple(alive)), worker) == placed
 
 
