@@ -5,8 +5,9 @@ sent again.  It is given one W&B run after another, in the order in which they w
 known before the training that used it, and a model before its score.
 
 The log of an online start is marked by that start, if it ended with everything sent.  One that was killed, or that
-lost its connection, is uploaded like an offline one; not so where a later online start followed, which asks the
-server how far it has come and gives it the rest.
+lost its connection, is uploaded like an offline one.  Logs before an online start that trained are passed over: it
+asked the server how far it had come and gave it the rows of earlier starts that were missing, and W&B would show them
+twice.
 """
 
 import re
@@ -63,8 +64,9 @@ class _Log(NamedTuple):
 
 
 def _record(run: ObjectStore, wandb_id: str, logs: list[_Log], keys: set[str]) -> LeftRecord:
-    last_online = max((at for at, log in enumerate(logs) if log.online), default=0)
-    ordered = [log.key for at, log in enumerate(logs) if not log.online or at == last_online]
+    # A start without rows, which only tags a run, has caught up with nothing.
+    covered = [at for at, log in enumerate(logs) if log.online and read_end(run.get(log.key)).step > 0]
+    ordered = [log.key for log in logs[max(covered, default=0) :]]
     uploaded = tuple(key for key in ordered if key + MARK in keys)
     waiting = tuple(key for key in ordered if key not in uploaded)
     newest = ordered[-1]

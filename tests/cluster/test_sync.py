@@ -23,8 +23,9 @@ Record = proto.Record
 HEADER = b":W&B\xe1\xbe\x00"
 
 
-def log_bytes(*, ended: bool) -> bytes:
+def log_bytes(*, ended: bool, step: int = 0) -> bytes:
     records = [Record(run=proto.RunRecord(run_id="id"))]
+    records += [Record(history=proto.HistoryRecord(step=proto.HistoryStep(num=step)))] if step else []
     records += [Record(exit=proto.RunExitRecord(exit_code=0))] if ended else []
     data = HEADER
     for record in records:
@@ -34,10 +35,17 @@ def log_bytes(*, ended: bool) -> bytes:
 
 
 def add_log(
-    run: LocalStore, below: str, second: int, wandb_id: str, *, ended: bool = True, kind: str = "offline-run"
+    run: LocalStore,
+    below: str,
+    second: int,
+    wandb_id: str,
+    *,
+    ended: bool = True,
+    step: int = 0,
+    kind: str = "offline-run",
 ) -> str:
     key = f"{below}wandb/{kind}-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
-    run.put(key, log_bytes(ended=ended))
+    run.put(key, log_bytes(ended=ended, step=step))
     return key
 
 
@@ -90,16 +98,21 @@ def test_a_log_without_an_end_waits_unless_a_later_start_took_note_of_it(run: Lo
     assert (second.waiting, second.growing) == ((), (open_log,))
 
 
-def test_of_online_logs_the_last_waits_unless_its_start_sent_all_of_it(run: LocalStore) -> None:
-    early = add_log(run, "", 1, "a")
-    add_log(run, "", 2, "a", kind="run")  # what it lacks W&B got from the next start
-    cut = add_log(run, "", 3, "a", kind="run", ended=False)
-    late = add_log(run, "", 4, "a")
-    sent = add_log(run, "", 5, "b", kind="run")
-    run.put(f"{sent}.synced", b"")
-    first, second = find_records(run)
-    assert (first.waiting, first.uploaded) == ((early, cut, late), ())
-    assert (second.waiting, second.uploaded) == ((), (sent,))
+def test_an_online_start_that_trained_has_given_what_earlier_ones_lacked(run: LocalStore) -> None:
+    add_log(run, "", 1, "a", step=4)
+    add_log(run, "", 2, "a", step=8, kind="run")
+    cut = add_log(run, "", 3, "a", step=12, kind="run", ended=False)
+    late = add_log(run, "", 4, "a", step=16)
+    [record] = find_records(run)
+    assert (record.waiting, record.uploaded) == ((cut, late), ())
+
+
+def test_an_online_start_that_only_tagged_the_run_has_given_nothing(run: LocalStore) -> None:
+    trial = add_log(run, "", 1, "a", step=4, kind="run")
+    tag = add_log(run, "", 2, "a", kind="run")
+    run.put(f"{tag}.synced", b"")
+    [record] = find_records(run)
+    assert (record.waiting, record.uploaded) == ((trial,), (tag,))
 
 
 @pytest.mark.parametrize("kind", ["offline-run", "run"])
