@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bts_dist.wandb_log import read_end
+from bts_dist.wandb_log import read_end, rows_after
+from bts_dist.wandb_login import last_step
 from bts_dist.wandb_record import MARK, end_earlier_logs
 from shards.store import LocalStore, ObjectStore
 
@@ -92,24 +93,25 @@ def end_killed(run: ObjectStore, record: LeftRecord) -> LeftRecord:
 
 
 def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
-    """Send what waits of a record, and mark it.
+    """Send what waits of a record and W&B lacks, and mark it.
 
     Raises:
         RuntimeError: ``wandb sync`` did not upload all of it; its own words are in the message.
     """
-    root = run.root if isinstance(run, LocalStore) else _fetched(run, record, scratch)
-    command = [
-        sys.executable,
-        "-m",
-        "wandb",
-        "sync",
-        "--include-online",
-        *(str(root / key) for key in record.waiting),
-    ]
+    ends = {key: read_end(run.get(key)) for key in record.waiting}
+    newest = ends[record.waiting[-1]]
+    has = last_step(newest.entity, newest.project, record.wandb_id)
+    # W&B would give rows that it has, of a broken connection or upload, other steps and keep both.
+    again = [key for key, end in ends.items() if 0 < end.first <= has]
+    in_place = isinstance(run, LocalStore) and not again
+    root = run.root if isinstance(run, LocalStore) and in_place else _fetched(run, record, scratch)
+    for key in again:
+        (root / key).write_bytes(rows_after(run.get(key), has))
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(root / key) for key in ends)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     marks = {key: root / (key + MARK) for key in record.waiting}
     missing = [key for key, mark in marks.items() if not mark.exists()]
-    if not isinstance(run, LocalStore):
+    if not in_place:
         for key, mark in marks.items():
             if key not in missing:
                 run.put(key + MARK, mark.read_bytes())
@@ -121,7 +123,7 @@ def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
 
 
 def _fetched(run: ObjectStore, record: LeftRecord, scratch: Path) -> Path:
-    """The folders of a record's waiting logs, copied from object storage."""
+    """Copies of the folders of a record's waiting logs."""
     copy = LocalStore(str(scratch), scratch)
     for log in record.waiting:
         for entry in run.list(log.rpartition("/")[0] + "/"):
