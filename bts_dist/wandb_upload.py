@@ -104,11 +104,13 @@ def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
     # W&B would give rows that it has, of a broken connection or upload, other steps and keep both.
     again = [key for key, end in ends.items() if 0 < end.first <= has]
     in_place = isinstance(run, LocalStore) and not again
-    root = run.root if isinstance(run, LocalStore) and in_place else _fetched(run, record, scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    root = run.root.absolute() if isinstance(run, LocalStore) and in_place else _fetched(run, record, scratch)
     for key in again:
         (root / key).write_bytes(rows_after(run.get(key), has))
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(root / key) for key in ends)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # It keeps logs of its own in a folder where it runs.
+    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     marks = {key: root / (key + MARK) for key in record.waiting}
     missing = [key for key, mark in marks.items() if not mark.exists()]
     if not in_place:

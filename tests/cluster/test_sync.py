@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2 as proto
 from wandb_server import run_server
 
 import cluster.sync_stage
-import wandb
 from bts_dist import wandb_upload
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
@@ -261,6 +261,8 @@ def test_each_row_is_sent_once_at_its_own_step(
     """By W&B's own client; the server is a stand-in."""
     folder = tmp_path / "run"
     folder.mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     first = record_rows(folder, 1, 4)
     record_rows(folder, 5, 6)
     run = LocalStore(str(folder), folder) if store is LocalStore else Bucket(folder)
@@ -279,4 +281,5 @@ def test_each_row_is_sent_once_at_its_own_step(
             assert server.steps == [1, 2, 3, 4, 5, 6]
             began = server.uploads
         assert server.uploads == began
+    assert list((tmp_path / "here").iterdir()) == [], "nothing is left where the command is given"
     assert [record.waiting for record in find_records(run)] == [()]
