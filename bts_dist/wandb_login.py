@@ -127,6 +127,8 @@ class _Connection:
                 answer.set_result(question())
             except (LoginError, OSError, http.client.HTTPException) as error:
                 answer.set_exception(error)
+            except (ValueError, TypeError, KeyError, AttributeError):  # an answer of another shape
+                answer.set_exception(self._strange())
 
         # In a thread that nobody waits for, since nothing limits how long a name is looked up.
         threading.Thread(target=ask, daemon=True).start()
@@ -230,10 +232,7 @@ class _Connection:
             # Whoever a redirect leads to is not told.
             request.add_unredirected_header("Authorization", authorization)
         with self._opener.open(request, timeout=self._within_s) as reply:
-            try:
-                answer = json.load(reply)
-            except ValueError:
-                raise self._strange() from None
+            answer = json.load(reply)
         if not isinstance(answer, dict):
             raise self._strange()
         return answer

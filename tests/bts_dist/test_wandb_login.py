@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from bts_dist.wandb_login import Login, LoginError, check_login, last_step
 
 KEY = "k" * 40
@@ -135,6 +135,7 @@ def test_the_environments_key_comes_before_netrcs_and_that_before_the_settings(
         (200, {"something": "else"}, "answers, and not as W&B does; mend WANDB_BASE_URL"),
         (200, b"<html>", "answers, and not as W&B does"),
         (200, [], "answers, and not as W&B does"),
+        (200, {"data": {"viewer": "marie"}}, "answers, and not as W&B does"),
     ],
 )
 def test_what_the_server_says_against_it(
