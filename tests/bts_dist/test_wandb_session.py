@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 from wandb_log import read_all
+from wandb_server import run_server
 
 from bts_dist.config import Config
 from bts_dist.track import read_metrics
+from bts_dist.wandb_upload import find_records
 from shards.store import LocalStore
 
 DELAY_S = 5.0
@@ -207,3 +209,18 @@ def test_every_stage_says_so_once_and_soon(config: Config, tmp_path: Path) -> No
         [wait] = waits  # it is all that the silence costs: the record is an offline one from there on
         assert wait < DELAY_S, stage
     assert len(list(tmp_path.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
+
+
+def test_a_live_record_that_was_sent_is_marked(tmp_path: Path) -> None:
+    """By W&B's own client; the server is a stand-in."""
+    end = "from bts_dist.wandb_record import WandbRecord\nWandbRecord(run, 0).finish(exit_code=0)\n"
+    with run_server() as server:
+        said = begun(
+            tmp_path,
+            server.address,
+            script=SCRIPT.replace("run.finish()\n", end),
+            WANDB_API_KEY="0" * 40,
+        )
+    assert (said["offline"], said["notes"], server.steps) == (False, [], [1])
+    [record] = find_records(LocalStore(str(tmp_path), tmp_path))
+    assert (len(record.uploaded), record.waiting, record.growing) == (1, (), ())
