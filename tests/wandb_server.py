@@ -19,6 +19,8 @@ ENTITY = {"id": "e", "name": "e"}
 class RunServer:
     address: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    cut: bool = False
+    """Whether it takes no rows, as when the connection breaks once a run has begun."""
     uploads: int = 0
     """How often a client began to send rows."""
 
@@ -66,12 +68,13 @@ def run_server() -> Iterator[RunServer]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             answer: dict[str, Any] = {}
+            lost = found.cut and self.path != "/graphql"
             if self.path == "/graphql":
                 answer = {"data": found.query(json.loads(body))}
-            elif self.path.endswith("/file_stream"):
+            elif self.path.endswith("/file_stream") and not lost:
                 found.stream(json.loads(body))
             data = json.dumps(answer).encode()
-            self.send_response(200)
+            self.send_response(503 if lost else 200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
