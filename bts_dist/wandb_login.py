@@ -28,7 +28,7 @@ _VIEWER = "query Viewer { viewer { username } }"
 _TAIL = """query Tail($project: String!, $entity: String, $name: String!) {
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"""
 """As W&B asks where to go on with a run.  The tail is JSON within JSON, its last rows."""
-_REFUSED = (400, 401, 403)
+_REFUSED = (401, 403)
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 """An identity token stands for an access token (RFC 7523, section 2.1)."""
 
@@ -182,7 +182,7 @@ class _Connection:
         try:
             answer = self._post("/oidc/token", form, "application/x-www-form-urlencoded")
         except urllib.error.HTTPError as error:
-            if error.code not in _REFUSED:
+            if error.code not in (400, *_REFUSED):  # RFC 6749, section 5.2
                 raise
             raise LoginError(
                 f"{self.server} does not take the identity token in {auth.path} (HTTP {error.code}); renew it"
