@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 _BLOCK = 32 * 1024
 _CHUNK = struct.Struct("<IHB")
-_WHOLE, _FIRST, _LAST = 1, 2, 4
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class LogEnd:
     """Whether it says which run it is of; if not, it says nothing."""
     finished: bool
     """Whether its run was ended in good order, so that nothing follows."""
+    first: int = 0
+    """Lowest step of which it holds a row; 0 when it holds none."""
+    entity: str = ""
+    """Whose project it is; empty for the default of whoever uploads it."""
+    project: str = ""
 
 
 def read_end(data: bytes) -> LogEnd:
@@ -40,18 +45,47 @@ def read_end(data: bytes) -> LogEnd:
 
     if not data.startswith(_HEADER[: len(data)]):
         raise ValueError("does not begin as a W&B log of version 0 does")
-    step, size, begun, finished = 0, min(len(_HEADER), len(data)), False, False
+    first, step, size, begun, finished = 0, 0, min(len(_HEADER), len(data)), False, False
+    entity = project = ""
     for end, content in _records(data):
         record = wandb_internal_pb2.Record.FromString(content)
         size = end
         match record.WhichOneof("record_type"):
             case "history":
+                first = first or record.history.step.num
                 step = max(step, record.history.step.num)
             case "run":
                 begun = True
+                entity, project = record.run.entity or entity, record.run.project or project
             case "exit":
                 finished = True
-    return LogEnd(step, size, begun, finished)
+    return LogEnd(step, size, begun, finished, first, entity, project)
+
+
+def rows_after(data: bytes, step: int) -> bytes:
+    """The log ``data`` without its rows up to ``step``."""
+    from wandb.proto import wandb_internal_pb2
+
+    log = bytearray(_HEADER)
+    for _, content in _records(data):
+        record = wandb_internal_pb2.Record.FromString(content)
+        if record.WhichOneof("record_type") != "history" or record.history.step.num > step:
+            _append(log, content)
+    return bytes(log)
+
+
+def _append(log: bytearray, content: bytes) -> None:
+    """Add a record, in as many chunks as the blocks make of it."""
+    begun = False
+    while content or not begun:
+        left = _BLOCK - len(log) % _BLOCK
+        if left < _CHUNK.size:
+            log += bytes(left)
+            continue
+        part, content = content[: left - _CHUNK.size], content[left - _CHUNK.size :]
+        kind = (_MIDDLE if content else _LAST) if begun else (_FIRST if content else _WHOLE)
+        log += _CHUNK.pack(zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+        begun = True
 
 
 def _records(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,24 +13,30 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 WITHIN_S = 4.0
 """How long the server has to answer, all in all."""
 
-_QUERY = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
-_REFUSED = (400, 401, 403)
+_VIEWER = "query Viewer { viewer { username } }"
+_TAIL = """query Tail($project: String!, $entity: String, $name: String!) {
+  model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyTail } } }"""
+"""As W&B asks where to go on with a run.  The tail is JSON within JSON, its last rows."""
+_REFUSED = (401, 403)
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 """An identity token stands for an access token (RFC 7523, section 2.1)."""
 
 
-class LoginError(Exception):
+_T = TypeVar("_T")
+
+
+class LoginError(RuntimeError):
     """Nothing can be sent to W&B now: why, and after the last semicolon what to do."""
 
 
@@ -46,6 +52,20 @@ def check_login(within_s: float = WITHIN_S) -> Login:
     Raises:
         LoginError: there are no credentials, the server does not know them, or it does not answer ``within_s`` seconds.
     """
+    connection = _connect(within_s)
+    return Login(connection.server, connection.user())
+
+
+def last_step(entity: str, project: str, wandb_id: str, within_s: float = WITHIN_S) -> int:
+    """The last step of which W&B's server has a row of a run; 0 where it has none.
+
+    Raises:
+        LoginError: as ``check_login``.
+    """
+    return _connect(within_s).last_step(entity, project, wandb_id)
+
+
+def _connect(within_s: float) -> "_Connection":
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -60,7 +80,7 @@ def check_login(within_s: float = WITHIN_S) -> Login:
         raise LoginError(f"{text}; mend that variable, or W&B's settings or netrc file") from error
     if auth is None:
         raise LoginError(f"not logged in to {server}; {_log_in(server)}, or set WANDB_API_KEY")
-    return Login(server, _Connection(server, settings, within_s).user(auth))
+    return _Connection(server, auth, settings, within_s)
 
 
 def _log_in(server: str, *options: str) -> str:
@@ -73,10 +93,10 @@ def _log_in(server: str, *options: str) -> str:
 class _Connection:
     """Requests to the server, on W&B's ways to it."""
 
-    def __init__(self, server: str, settings: Any, within_s: float) -> None:
+    def __init__(self, server: str, auth: Any, settings: Any, within_s: float) -> None:
         own = {"http": settings.http_proxy, "https": settings.https_proxy}
         self._proxies = urllib.request.getproxies() | {kind: uri for kind, uri in own.items() if uri}
-        self._server, self._within_s = server, within_s
+        self.server, self._auth, self._within_s = server, auth, within_s
         self._headers = dict(settings.x_extra_http_headers or {})
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(self._proxies)]
         if settings.insecure_disable_ssl:
@@ -85,19 +105,30 @@ class _Connection:
             handlers.append(urllib.request.HTTPSHandler(context=context))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def user(self, auth: Any) -> str:
-        """Whose the credentials are.
+    def user(self) -> str:
+        """Whose the credentials are."""
+        return self._in_time(lambda: self._viewer(self._authorization()))
+
+    def last_step(self, entity: str, project: str, wandb_id: str) -> int:
+        """As the function of that name."""
+        variables = {"entity": entity or None, "project": project, "name": wandb_id}
+        return self._in_time(lambda: self._last_step(variables, self._authorization()))
+
+    def _in_time(self, question: Callable[[], _T]) -> _T:
+        """The answer.
 
         Raises:
             LoginError: as ``check_login``.
         """
-        answer: Future[str] = Future()
+        answer: Future[_T] = Future()
 
         def ask() -> None:
             try:
-                answer.set_result(self._viewer(self._authorization(auth)))
+                answer.set_result(question())
             except (LoginError, OSError, http.client.HTTPException) as error:
                 answer.set_exception(error)
+            except (ValueError, TypeError, KeyError, AttributeError):  # an answer of another shape
+                answer.set_exception(self._strange())
 
         # In a thread that nobody waits for, since nothing limits how long a name is looked up.
         threading.Thread(target=ask, daemon=True).start()
@@ -114,20 +145,20 @@ class _Connection:
 
     def _silent(self, reason: str) -> LoginError:
         return LoginError(
-            f"{self._server} does not answer{self._way()} ({reason}); see that this machine may reach it "
+            f"{self.server} does not answer{self._way()} ({reason}); see that this machine may reach it "
             "(WANDB_BASE_URL, HTTPS_PROXY)"
         )
 
     def _way(self) -> str:
         """The proxy, by its address alone: its URI may hold a password."""
-        there = urlsplit(self._server)
+        there = urlsplit(self.server)
         proxy = self._proxies.get(there.scheme)
         if not proxy or urllib.request.proxy_bypass(there.netloc):
             return ""
         found = urlsplit(proxy if "://" in proxy else f"//{proxy}")
         return f" through the proxy {found.netloc.rpartition('@')[2]}"
 
-    def _authorization(self, auth: Any) -> str:
+    def _authorization(self) -> str:
         """The credentials as a header.
 
         Raises:
@@ -135,9 +166,10 @@ class _Connection:
         """
         from wandb.sdk.lib.wbauth import AuthApiKey
 
+        auth = self._auth
         if isinstance(auth, AuthApiKey):
             return f"Basic {base64.b64encode(f'api:{auth.api_key}'.encode()).decode()}"
-        kept = _kept_token(auth.credentials_path, self._server)
+        kept = _kept_token(auth.credentials_path, self.server)
         if kept is not None:
             return f"Bearer {kept}"
         try:
@@ -150,48 +182,57 @@ class _Connection:
         try:
             answer = self._post("/oidc/token", form, "application/x-www-form-urlencoded")
         except urllib.error.HTTPError as error:
-            if error.code not in _REFUSED:
+            if error.code not in (400, *_REFUSED):  # RFC 6749, section 5.2
                 raise
             raise LoginError(
-                f"{self._server} does not take the identity token in {auth.path} (HTTP {error.code}); renew it"
+                f"{self.server} does not take the identity token in {auth.path} (HTTP {error.code}); renew it"
             ) from error
         return f"Bearer {answer.get('access_token', '')}"
 
     def _viewer(self, authorization: str) -> str:
-        try:
-            answer = self._post("/graphql", _QUERY, "application/json", authorization)
-        except urllib.error.HTTPError as error:
-            if error.code not in _REFUSED:
-                raise
-            raise self._unknown(f"HTTP {error.code}") from error
-        data = answer.get("data")
-        if not isinstance(data, dict) or "viewer" not in data:
+        data = self._data(_VIEWER, {}, authorization)
+        if "viewer" not in data:
             raise self._strange()
         if data["viewer"] is None:
             raise self._unknown("it knows nobody by it")
         return str(data["viewer"].get("username"))
 
+    def _last_step(self, variables: Mapping[str, Any], authorization: str) -> int:
+        project = self._data(_TAIL, variables, authorization).get("model") or {}
+        tail = json.loads((project.get("bucket") or {}).get("historyTail") or "[]")
+        return max((int(json.loads(row).get("_step", 0)) for row in tail), default=0)
+
+    def _data(self, query: str, variables: Mapping[str, Any], authorization: str) -> Mapping[str, Any]:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        try:
+            answer = self._post("/graphql", body, "application/json", authorization)
+        except urllib.error.HTTPError as error:
+            if error.code not in _REFUSED:
+                raise
+            raise self._unknown(f"HTTP {error.code}") from error
+        data = answer.get("data")
+        if not isinstance(data, dict):
+            raise self._strange()
+        return data
+
     def _unknown(self, reason: str) -> LoginError:
         return LoginError(
-            f"{self._server} does not know the key ({reason}); {_log_in(self._server, '--relogin')}, or mend "
+            f"{self.server} does not know the key ({reason}); {_log_in(self.server, '--relogin')}, or mend "
             "WANDB_API_KEY where that is set"
         )
 
     def _strange(self) -> LoginError:
-        return LoginError(f"{self._server} answers, and not as W&B does{self._way()}; mend WANDB_BASE_URL")
+        return LoginError(f"{self.server} answers, and not as W&B does{self._way()}; mend WANDB_BASE_URL")
 
     def _post(self, path: str, body: bytes, kind: str, authorization: str | None = None) -> Mapping[str, Any]:
         request = urllib.request.Request(
-            f"{self._server}{path}", body, {**self._headers, "Content-Type": kind}
+            f"{self.server}{path}", body, {**self._headers, "Content-Type": kind}
         )
         if authorization is not None:
             # Whoever a redirect leads to is not told.
             request.add_unredirected_header("Authorization", authorization)
         with self._opener.open(request, timeout=self._within_s) as reply:
-            try:
-                answer = json.load(reply)
-            except ValueError:
-                raise self._strange() from None
+            answer = json.load(reply)
         if not isinstance(answer, dict):
             raise self._strange()
         return answer

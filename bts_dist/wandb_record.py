@@ -34,7 +34,10 @@ FOLDER = "wandb"
 MARK = ".synced"
 """Ends the name of the file by which ``wandb sync`` marks a log whose content W&B has."""
 
-_BY_EPOCH = ("train/*", "val/*", "time/*", "system/*", "lr", "samples_per_s")
+_BY_EPOCH = (
+    *("train/*", "val/*", "time/*", "system/*", "share/*", "straggler/*"),
+    *("lr", "samples_per_s", "mfu", "flops_per_s", "peak_flops_per_s"),
+)
 """Metrics that are drawn over epochs; all others over optimizer steps."""
 _CLOSING_S = 10.0
 """How long W&B's process may take to close its log."""

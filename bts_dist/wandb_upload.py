@@ -5,8 +5,9 @@ sent again.  It is given one W&B run after another, in the order in which they w
 known before the training that used it, and a model before its score.
 
 The log of an online start is marked by that start, if it ended with everything sent.  One that was killed, or that
-lost its connection, is uploaded like an offline one; not so where a later online start followed, which asks the
-server how far it has come and gives it the rest.
+lost its connection, is uploaded like an offline one.  Logs before an online start that trained are passed over: it
+asked the server how far it had come and gave it the rows of earlier starts that were missing, and W&B would show them
+twice.
 """
 
 import re
@@ -17,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bts_dist.wandb_log import read_end
+from bts_dist.wandb_log import read_end, rows_after
+from bts_dist.wandb_login import last_step
 from bts_dist.wandb_record import MARK, end_earlier_logs
 from shards.store import LocalStore, ObjectStore
 
@@ -63,8 +65,9 @@ class _Log(NamedTuple):
 
 
 def _record(run: ObjectStore, wandb_id: str, logs: list[_Log], keys: set[str]) -> LeftRecord:
-    last_online = max((at for at, log in enumerate(logs) if log.online), default=0)
-    ordered = [log.key for at, log in enumerate(logs) if not log.online or at == last_online]
+    # A start without rows, which only tags a run, has caught up with nothing.
+    covered = [at for at, log in enumerate(logs) if log.online and read_end(run.get(log.key)).step > 0]
+    ordered = [log.key for log in logs[max(covered, default=0) :]]
     uploaded = tuple(key for key in ordered if key + MARK in keys)
     waiting = tuple(key for key in ordered if key not in uploaded)
     newest = ordered[-1]
@@ -90,24 +93,27 @@ def end_killed(run: ObjectStore, record: LeftRecord) -> LeftRecord:
 
 
 def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
-    """Send what waits of a record, and mark it.
+    """Send what waits of a record and W&B lacks, and mark it.
 
     Raises:
         RuntimeError: ``wandb sync`` did not upload all of it; its own words are in the message.
     """
-    root = run.root if isinstance(run, LocalStore) else _fetched(run, record, scratch)
-    command = [
-        sys.executable,
-        "-m",
-        "wandb",
-        "sync",
-        "--include-online",
-        *(str(root / key) for key in record.waiting),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    ends = {key: read_end(run.get(key)) for key in record.waiting}
+    newest = ends[record.waiting[-1]]
+    has = last_step(newest.entity, newest.project, record.wandb_id)
+    # W&B would give rows that it has, of a broken connection or upload, other steps and keep both.
+    again = [key for key, end in ends.items() if 0 < end.first <= has]
+    in_place = isinstance(run, LocalStore) and not again
+    scratch.mkdir(parents=True, exist_ok=True)
+    root = run.root.absolute() if isinstance(run, LocalStore) and in_place else _fetched(run, record, scratch)
+    for key in again:
+        (root / key).write_bytes(rows_after(run.get(key), has))
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(root / key) for key in ends)]
+    # It keeps logs of its own in a folder where it runs.
+    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     marks = {key: root / (key + MARK) for key in record.waiting}
     missing = [key for key, mark in marks.items() if not mark.exists()]
-    if not isinstance(run, LocalStore):
+    if not in_place:
         for key, mark in marks.items():
             if key not in missing:
                 run.put(key + MARK, mark.read_bytes())
@@ -119,7 +125,7 @@ def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
 
 
 def _fetched(run: ObjectStore, record: LeftRecord, scratch: Path) -> Path:
-    """The folders of a record's waiting logs, copied from object storage."""
+    """Copies of the folders of a record's waiting logs."""
     copy = LocalStore(str(scratch), scratch)
     for log in record.waiting:
         for entry in run.list(log.rpartition("/")[0] + "/"):

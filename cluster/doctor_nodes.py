@@ -94,7 +94,8 @@ def nodes(placement: Placement, alive: Sequence[Mapping[str, Any]]) -> list[Find
         for name, findings in told.items():
             found += [replace(each, check=f"{each.check}, node {name}") for each in findings]
         found += [Finding(f"arithmetic, node {name}", "error", why, _LOOK) for name, why in mute.items()]
-        return [*found, _exchange({name: workers[name] for name in told}, gpu=placement.gpus >= 1)]
+        ready = {name: workers[name] for name in told}
+        return [*found, _exchange(ready, of=len(able), gpu=placement.gpus >= 1)]
 
 
 def by_name(alive: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -158,26 +159,20 @@ def _clocks(times: Mapping[str, float], silent: Mapping[str, str], began: float,
     return Finding("nodes' clocks", "ok", found)
 
 
-def _exchange(ranks: Mapping[str, Any], *, gpu: bool) -> Finding:
-    """All-reduce with one rank a node."""
+def _exchange(ranks: Mapping[str, Any], *, of: int, gpu: bool) -> Finding:
+    """All-reduce with one rank a node; ``of`` is how many nodes have room for workers, also those that are silent."""
     check = "all-reduce, nodes"
+    if of < 2:
+        return Finding(check, "ok", "not measured: one node has room for all workers, or for none")
     if len(ranks) < 2:
-        found = f"not measured: of the nodes that answer, {len(ranks)} has room for workers"
-        return Finding(check, "ok", found)
+        found = f"not measured: of {of} nodes with room for workers {len(ranks)} can be asked"
+        return Finding(check, "warning", found, _LOOK)
     places, silent = _answers({name: rank.place.remote() for name, rank in ranks.items()}, START_S)
     if silent:
         return Finding(check, "error", _listed(silent), _LOOK)
-    doors = {name: (address, door) for name, (address, door, _) in places.items()}
-    cut, silent = _answers(
-        {
-            name: rank.reach.remote({other: door for other, door in doors.items() if other != name})
-            for name, rank in ranks.items()
-        },
-        START_S + REACH_S * len(ranks),
-    )
-    cut_off = {name: f"cannot connect to {', '.join(others)}" for name, others in cut.items() if others}
-    if silent or cut_off:
-        return Finding(check, "error", _listed(silent | cut_off), _OPEN)
+    cut_off = _cut_off(ranks, {name: (address, door) for name, (address, door, _) in places.items()})
+    if cut_off:
+        return Finding(check, "error", _listed(cut_off), _OPEN)
     first, _, port = next(iter(places.values()))
     several = len({address for address, _, _ in places.values()}) > 1
     speed, failed = _answers(
@@ -192,6 +187,16 @@ def _exchange(ranks: Mapping[str, Any], *, gpu: bool) -> Finding:
     kind = "NCCL" if gpu else "gloo"
     found = f"{min(speed.values()) / 1e9:.2f} GB/s between {len(ranks)} nodes, one worker each, {kind}: "
     return Finding(check, "ok", found + ", ".join(ranks))
+
+
+def _cut_off(ranks: Mapping[str, Any], doors: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Nodes that cannot connect to others, and to which."""
+    asked = {
+        name: rank.reach.remote({other: door for other, door in doors.items() if other != name})
+        for name, rank in ranks.items()
+    }
+    cut, silent = _answers(asked, START_S + REACH_S * len(ranks))
+    return silent | {name: f"cannot connect to {', '.join(others)}" for name, others in cut.items() if others}
 
 
 def _listed(why: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wandb.proto import wandb_internal_pb2
 
-from bts_dist.wandb_log import LogEnd, read_end
+from bts_dist.wandb_log import LogEnd, read_end, rows_after
 
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK = 32 * 1024
@@ -61,11 +61,19 @@ def test_a_log_cut_anywhere_ends_with_its_last_whole_record(sizes: list[int], dr
     assert end.finished == (whole == len(ends))
 
 
+@given(st.lists(st.integers(0, 3 * BLOCK), max_size=4), st.integers(0, 50))
+def test_rows_after_a_step_are_a_log_of_their_own(sizes: list[int], last: int) -> None:
+    rows = [row(10 * n, size) for n, size in enumerate(sizes, start=1)]
+    kept = [each for n, each in enumerate(rows, start=1) if 10 * n > last]
+    data, _ = log([begun(), *rows, ended()])
+    assert rows_after(data, last) == log([begun(), *kept, ended()])[0]
+
+
 def test_nothing_is_read_from_where_it_is_damaged() -> None:
     data, ends = log([begun(), row(1), row(2), row(3)])
     damaged = bytearray(data)
     damaged[ends[1] + 8] ^= 1
-    assert read_end(bytes(damaged)) == LogEnd(1, ends[1], begun=True, finished=False)
+    assert read_end(bytes(damaged)) == LogEnd(1, ends[1], begun=True, finished=False, first=1)
 
 
 @pytest.mark.parametrize("data", [b"something else", b":W&B\xe1\xbe\x01", b":X"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import wandb
 
-from bts_dist.wandb_login import Login, LoginError, check_login
+from bts_dist.wandb_login import Login, LoginError, check_login, last_step
 
 KEY = "k" * 40
 KNOWN = {"data": {"viewer": {"username": "marie"}}}
@@ -135,6 +135,7 @@ def test_the_environments_key_comes_before_netrcs_and_that_before_the_settings(
         (200, {"something": "else"}, "answers, and not as W&B does; mend WANDB_BASE_URL"),
         (200, b"<html>", "answers, and not as W&B does"),
         (200, [], "answers, and not as W&B does"),
+        (200, {"data": {"viewer": "marie"}}, "answers, and not as W&B does"),
     ],
 )
 def test_what_the_server_says_against_it(
@@ -148,6 +149,25 @@ def test_what_the_server_says_against_it(
     at(monkeypatch, server.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert found.format(server.address) in refused()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "step"),
+    [
+        (None, 0),
+        ({"historyTail": "[]"}, 0),
+        ({"historyTail": json.dumps([json.dumps({"_step": 7}), json.dumps({"_step": 9, "loss": 1})])}, 9),
+    ],
+)
+def test_how_far_a_run_has_come(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[[Answers], StandIn], bucket: object, step: int
+) -> None:
+    server = serve({"/graphql": (200, {"data": {"model": {"bucket": bucket}}})})
+    at(monkeypatch, server.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert last_step("", "bts-dist", "id") == step
+    variables = json.loads(server.asked[0][2])["variables"]
+    assert variables == {"entity": None, "project": "bts-dist", "name": "id"}
 
 
 def test_the_key_goes_to_nobody_that_a_redirect_leads_to(

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb_log import read_all
+from wandb_server import run_server
 
 from bts_dist.config import Config
 from bts_dist.track import read_metrics
+from bts_dist.wandb_upload import find_records, upload
 from shards.store import LocalStore
 
 DELAY_S = 5.0
@@ -207,3 +210,33 @@ def test_every_stage_says_so_once_and_soon(config: Config, tmp_path: Path) -> No
         [wait] = waits  # it is all that the silence costs: the record is an offline one from there on
         assert wait < DELAY_S, stage
     assert len(list(tmp_path.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
+
+
+LIVE = SCRIPT.replace(
+    "run.finish()\n",
+    "from bts_dist.wandb_record import WandbRecord\nWandbRecord(run, 0).finish(exit_code=0)\n",
+).replace("config =", "from bts_dist import wandb_session\nwandb_session._FINISH_S = 2.0\nconfig =", 1)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_live_record_waits_if_the_connection_broke_and_is_marked_if_not(
+    cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By W&B's own client; the server is a stand-in."""
+    run = LocalStore(str(tmp_path), tmp_path)
+    with run_server() as server:
+        server.cut = cut
+        said = begun(tmp_path, server.address, script=LIVE, WANDB_API_KEY="0" * 40)
+        assert (said["offline"], said["notes"]) == (False, [])
+        assert server.steps == ([] if cut else [1])
+        [record] = find_records(run)
+        assert (len(record.uploaded), len(record.waiting), record.growing) == (1 - cut, cut, ())
+        if cut:
+            server.cut = False
+            monkeypatch.setattr(wandb.setup().settings, "base_url", server.address)
+            monkeypatch.setenv("WANDB_BASE_URL", server.address)
+            monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+            monkeypatch.setenv("HOME", str(tmp_path))
+            upload(run, record, tmp_path / "scratch")
+            assert server.steps == [1]
+            assert find_records(run)[0].waiting == ()

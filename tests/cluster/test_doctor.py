@@ -265,7 +265,7 @@ def test_a_cluster_that_is_joined() -> None:
     told = {f.check.partition(",")[0]: f.found for f in found}
     assert "room for" in told["Ray"]
     assert "1 nodes differ from this machine's by 0 s" in told["nodes' clocks"]
-    assert "1 has room for workers" in told["all-reduce"]
+    assert "one node has room for all workers" in told["all-reduce"]
     large = doctor_services.cluster(with_overrides(joined, {"cluster.cpus_per_worker": 4096}))[-1]
     assert large.state == "error"
     assert "lower cluster.workers" in large.remedy

@@ -89,5 +89,6 @@ def test_two_nodes_and_one_that_falls_silent() -> None:
     state, text = states["nodes' clocks"]
     assert state == "warning"
     assert f"({names[1]}): no answer within 2 s" in text
-    # A busy machine may be late with the other one, too.
-    assert "not measured: of the nodes that answer" in states["all-reduce, nodes"][1]
+    state, text = states["all-reduce, nodes"]
+    assert state == "warning"
+    assert "not measured: of 2 nodes with room for workers" in text

@@ -1,4 +1,4 @@
-"""`bts sync`: what is found, what waits, what was sent; nothing here can show that W&B takes it."""
+"""`bts sync`: what is found, what waits, what is sent, by W&B's own client to a server that stands in for W&B's."""
 
 import os
 import shutil
@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2 as proto
+from wandb_server import run_server
 
 import cluster.sync_stage
 from bts_dist import wandb_upload
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
 from bts_dist.lease import own
+from bts_dist.wandb_record import WandbRecord
+from bts_dist.wandb_session import begin_wandb
 from bts_dist.wandb_upload import LeftRecord, find_records
 from cluster.cli import guarded
 from shards.store import LocalStore
@@ -23,8 +28,9 @@ Record = proto.Record
 HEADER = b":W&B\xe1\xbe\x00"
 
 
-def log_bytes(*, ended: bool) -> bytes:
+def log_bytes(*, ended: bool, step: int = 0) -> bytes:
     records = [Record(run=proto.RunRecord(run_id="id"))]
+    records += [Record(history=proto.HistoryRecord(step=proto.HistoryStep(num=step)))] if step else []
     records += [Record(exit=proto.RunExitRecord(exit_code=0))] if ended else []
     data = HEADER
     for record in records:
@@ -34,10 +40,17 @@ def log_bytes(*, ended: bool) -> bytes:
 
 
 def add_log(
-    run: LocalStore, below: str, second: int, wandb_id: str, *, ended: bool = True, kind: str = "offline-run"
+    run: LocalStore,
+    below: str,
+    second: int,
+    wandb_id: str,
+    *,
+    ended: bool = True,
+    step: int = 0,
+    kind: str = "offline-run",
 ) -> str:
     key = f"{below}wandb/{kind}-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
-    run.put(key, log_bytes(ended=ended))
+    run.put(key, log_bytes(ended=ended, step=step))
     return key
 
 
@@ -90,16 +103,21 @@ def test_a_log_without_an_end_waits_unless_a_later_start_took_note_of_it(run: Lo
     assert (second.waiting, second.growing) == ((), (open_log,))
 
 
-def test_of_online_logs_the_last_waits_unless_its_start_sent_all_of_it(run: LocalStore) -> None:
-    early = add_log(run, "", 1, "a")
-    add_log(run, "", 2, "a", kind="run")  # what it lacks W&B got from the next start
-    cut = add_log(run, "", 3, "a", kind="run", ended=False)
-    late = add_log(run, "", 4, "a")
-    sent = add_log(run, "", 5, "b", kind="run")
-    run.put(f"{sent}.synced", b"")
-    first, second = find_records(run)
-    assert (first.waiting, first.uploaded) == ((early, cut, late), ())
-    assert (second.waiting, second.uploaded) == ((), (sent,))
+def test_an_online_start_that_trained_has_given_what_earlier_ones_lacked(run: LocalStore) -> None:
+    add_log(run, "", 1, "a", step=4)
+    add_log(run, "", 2, "a", step=8, kind="run")
+    cut = add_log(run, "", 3, "a", step=12, kind="run", ended=False)
+    late = add_log(run, "", 4, "a", step=16)
+    [record] = find_records(run)
+    assert (record.waiting, record.uploaded) == ((cut, late), ())
+
+
+def test_an_online_start_that_only_tagged_the_run_has_given_nothing(run: LocalStore) -> None:
+    trial = add_log(run, "", 1, "a", step=4, kind="run")
+    tag = add_log(run, "", 2, "a", kind="run")
+    run.put(f"{tag}.synced", b"")
+    [record] = find_records(run)
+    assert (record.waiting, record.uploaded) == ((trial,), (tag,))
 
 
 @pytest.mark.parametrize("kind", ["offline-run", "run"])
@@ -184,6 +202,7 @@ def test_what_wandb_says_is_told_when_it_uploads_nothing(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(wandb_upload, "last_step", lambda *_: 0)
     add_log(run, "", 1, "a")
     [record] = find_records(run)
     with pytest.raises(RuntimeError, match=r"was not uploaded; wandb sync said: .*wandb login"):
@@ -217,7 +236,50 @@ def test_from_object_storage_the_records_are_fetched_and_the_marks_put_back(
         return None
 
     monkeypatch.setattr(wandb_upload.subprocess, "run", sync)
+    monkeypatch.setattr(wandb_upload, "last_step", lambda *_: 0)
     [record] = find_records(bucket)
     wandb_upload.upload(bucket, record, tmp_path / "scratch")
     assert given[1:5] == ["-m", "wandb", "sync", "--include-online"]
     assert [entry.key for entry in bucket.list() if entry.key.endswith(".synced")] == [f"{key}.synced"]
+
+
+def record_rows(folder: Path, first: int, last: int) -> Path:
+    """A start's offline log, by W&B's own client; the folder that it lies in."""
+    config = with_overrides(Config(), {"run.name": "run"})
+    started = begin_wandb(config, folder, "a", "run")
+    for step in range(first, last + 1):
+        started.log({"loss": 1 / step}, step=step)
+    WandbRecord(started, 0).finish(exit_code=0)
+    return Path(started.dir).parent
+
+
+@pytest.mark.parametrize("store", [LocalStore, Bucket])
+@pytest.mark.parametrize("kind", ["offline", "online, cut"])
+def test_each_row_is_sent_once_at_its_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: type, kind: str
+) -> None:
+    """By W&B's own client; the server is a stand-in."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    first = record_rows(folder, 1, 4)
+    record_rows(folder, 5, 6)
+    run = LocalStore(str(folder), folder) if store is LocalStore else Bucket(folder)
+    with run_server() as server:
+        monkeypatch.setattr(wandb.setup().settings, "base_url", server.address)
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        if kind == "online, cut":
+            server.history = [{"_step": 1}, {"_step": 2}]
+            first.rename(first.with_name("run-20260101_000000-a-abcdef"))
+        for _ in range(2):
+            for record in find_records(run):
+                if record.waiting:
+                    wandb_upload.upload(run, record, tmp_path / "scratch")
+            assert server.steps == [1, 2, 3, 4, 5, 6]
+            began = server.uploads
+        assert server.uploads == began
+    assert list((tmp_path / "here").iterdir()) == [], "nothing is left where the command is given"
+    assert [record.waiting for record in find_records(run)] == [()]

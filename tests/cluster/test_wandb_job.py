@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,9 @@ def test_epochs_and_steps_have_axes_of_their_own(job: Job) -> None:
     log = job.logs["train"]
     assert log.axes["val/*"] == log.axes["system/*"] == "epoch"
     epochs = [row for row in log.history if "val/dice/patient" in row]
+    drawn = {name for row in epochs for name in row} - {"epoch"}
+    drawn = {name for name in drawn if not name.startswith(("_", "step/"))}
+    assert {name for name in drawn if not any(fnmatchcase(name, axis) for axis in log.axes)} == set()
     assert [row["epoch"] for row in epochs] == [1, 2, 3]
     assert all(0 < row["system/node-0/memory"] < 100 for row in epochs)
     assert len([row for row in log.history if "step/loss" in row]) >= len(epochs)
