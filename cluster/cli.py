@@ -24,7 +24,7 @@ from cluster.options import (
     load_to_score,
     same,
 )
-from cluster.termination import INTERRUPTED, heed_termination, interrupted_code
+from cluster.termination import INTERRUPTED, TERMINATED, end_wandb, heed_termination, interrupted_code
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -211,7 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bts``."""
     use_token()
     heed_termination()
-    sys.exit(guarded(arguments))
+    code = guarded(arguments)
+    if code in (INTERRUPTED, TERMINATED):
+        end_wandb()
+    sys.exit(code)
 
 
 def guarded(arguments: Sequence[str] | None = None) -> int:

@@ -101,9 +101,10 @@ def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
         try:
             return [future.result() for future in done]
         except BaseException:
-            # Ctrl-C, above all: no command is left behind, and each ends in good order.
+            # Ctrl-C, above all: no command is left behind, and each ends in good order.  What was started in the
+            # background has all its processes ignore Ctrl-C, and none of them ignores this.
             interrupted = True
             for process in running.values():
                 if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+                    process.terminate()
             raise

@@ -70,9 +70,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-_COUNTED = re.compile(r"[\w-]+: (\d+)/(\d+)(.*)")
+_FOLD = r"(fold \d+  )?"
+"""Before each line of a cross-validation's fold."""
+_COUNTED = re.compile(rf"{_FOLD}[\w-]+: (\d+)/(\d+)(.*)")
 """What ``console.progress`` prints where there is no terminal."""
-
+_ROW = re.compile(rf"{_FOLD} *((?:epoch|trial) \d.*)")
 
 _RAY_LINE = re.compile(r"Runtime env is setting up|^Running entrypoint for job")
 
@@ -82,9 +84,9 @@ def progress(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     for line in reversed(lines):
         if counted := _COUNTED.match(line):
-            done, total, note = int(counted[1]), int(counted[2]), counted[3].strip(" ,")
-            return f"{done / max(total, 1):.0%}  {note or f'{done}/{total}'}"
-        if re.match(r"(?:epoch \d|trial \d)", line):
-            return line
+            done, total, note = int(counted[2]), int(counted[3]), counted[4].strip(" ,")
+            return f"{counted[1] or ''}{done / max(total, 1):.0%}  {note or f'{done}/{total}'}"
+        if row := _ROW.match(line):
+            return f"{row[1] or ''}{row[2]}"
     # Ray's own lines come first, and then nothing until there is room for the workers.
     return lines[-1] if lines and not _RAY_LINE.search(lines[-1]) else "starts, or waits for room"

@@ -6,8 +6,9 @@ command stands.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 INTERRUPTED = 130
@@ -42,6 +43,17 @@ def termination_heeded() -> Iterator[None]:
 def interrupted_code() -> int:
     """The exit code of a command that was interrupted."""
     return TERMINATED if _told else INTERRUPTED
+
+
+def end_wandb() -> None:
+    """End W&B's own process, if there is one.
+
+    Ray stops a job with all that it started, so that process may be gone; W&B would end this one with a traceback, or
+    with an exit code of its own.
+    """
+    if "wandb" in sys.modules:
+        with suppress(ConnectionError, SystemExit):
+            sys.modules["wandb"].teardown()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -88,6 +88,8 @@ def test_an_unknown_job_names_the_nearest() -> None:
         ("train: 150/1000 epoch 1.5\n  epoch 2/10  loss 0.6\n    data 1%\n", "epoch 2/10  loss 0.6"),
         ("verify: 10/40\n", "25%  10/40"),
         ("pack  shards (train 6)\n", "pack  shards (train 6)"),
+        ("fold 2  pack: 26/52 slices, 5.2 slices/s\n", "fold 2  50%  slices, 5.2 slices/s"),
+        ("fold 0    epoch 3/6  loss 0.5\nfold 0    data 1%\n", "fold 0  epoch 3/6  loss 0.5"),
     ],
 )
 def test_progress_is_the_newest_line_that_counts(log: str, text: str) -> None:

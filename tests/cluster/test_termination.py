@@ -62,3 +62,19 @@ def test_ctrl_c_keeps_its_own_exit_code() -> None:
 
 def test_it_does_what_ctrl_c_does_at_that_time() -> None:
     assert end(RAY_TAKES_CTRL_C, signal.SIGTERM)[1] == "workers ended\ngiven back\n"
+
+
+WANDB_RECORDS = """
+    import glob, os, tempfile, wandb
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=tempfile.mkdtemp())
+    wandb.init(project="p").finish()
+    children = [open(path).read() for path in glob.glob("/proc/self/task/*/children")]
+    for child in " ".join(children).split(): os.kill(int(child), signal.SIGKILL)
+"""
+
+
+def test_wandbs_process_may_have_been_ended_before() -> None:
+    code, out, err = end(WANDB_RECORDS, signal.SIGTERM)
+    assert (code, out) == (143, "given back\n")
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1
