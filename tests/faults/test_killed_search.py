@@ -28,7 +28,10 @@ from cluster.tune_search import make_searcher
 from shards.config import StoreConfig
 from shards.store import LocalStore, open_store
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+]  # longer than its own waits, which say what was missing
 
 SETTINGS = [
     "model.features=8",
