@@ -259,7 +259,8 @@ class ClusterConfig(Section):
     runtime: Literal["ray", "local", "torchrun"] = "ray"
     """``local`` is one worker in this process; ``torchrun`` reads RANK and WORLD_SIZE from the environment."""
     address: str | None = None
-    """Ray cluster to join; null starts one on this machine."""
+    """Ray cluster to join: ``host:6379``, or ``auto`` for that of ``RAY_ADDRESS`` or else the one that this machine is
+    a node of.  null starts one on this machine, whatever that variable says."""
     workers: int | tuple[int, int] = 2
     """How many, or ``[fewest, most]``: as many as the cluster has room for, fewer when a node is lost and more when
     one is added.  The global batch stays the same."""

@@ -183,7 +183,9 @@ def _short(error: Exception) -> str:
         if not isinstance(inner, Exception):
             break
         error = inner
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error).partition("\n")[0] or type(error).__name__
+    # Ray's other ports answer in bytes.
+    return text if text.isprintable() else "what listens there is no web server"
 
 
 @contextmanager

@@ -31,7 +31,11 @@ def find_job(dashboard: Dashboard, job_id: str) -> JobDetails:
     if job_id in jobs:
         return jobs[job_id]
     near = difflib.get_close_matches(job_id, list(jobs), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "`bts jobs` lists those that there are"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"`bts jobs --address {dashboard.url}` lists those that there are"
+    )
     raise InputError(f"the cluster at {dashboard.url} has no job {job_id}; {hint}")
 
 

@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from bts_dist import commit
 from cluster import console
 from cluster.dashboard import Dashboard
@@ -39,7 +37,7 @@ def run_job(submission: Submission, dashboard: Dashboard, *, wait: bool) -> int:
         with interruption_held(lambda: _tell_held(job)):
             _send(dashboard, request)
             sent = True
-        console.stage("submit", f"job {job}: {submission.stage}, {escape(submission.place)}")
+        console.stage("submit", f"job {job}: {submission.stage}, {submission.place}")
         if wait:
             return conclude(log.follow())
         console.next_step(f"bts logs {job} -f --address {dashboard.url}")

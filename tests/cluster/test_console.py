@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from bts_dist.account import TRAINING
-from cluster.console import account_line
+from cluster.console import account_line, next_step, stage
 
 
 def row(**figures: Any) -> dict[str, Any]:
@@ -23,3 +25,11 @@ def test_an_epochs_account_is_one_line() -> None:
 def test_a_rank_that_others_wait_for_is_named() -> None:
     line = account_line(row(**{"share/exchange": 0.31, "straggler/wait": 0.29}))
     assert "exchange 31% (29% waiting for rank 3)" in line
+
+
+def test_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    stage("score", "/data/[old]/runs [/]")
+    next_step("bts train --set cluster.workers=[1,2] --set run.dir=/data/[old]")
+    assert capsys.readouterr().out == (
+        "score  /data/[old]/runs [/]\n  next: bts train --set cluster.workers=[1,2] --set run.dir=/data/[old]\n"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,6 +85,20 @@ def test_nobody_answers() -> None:
         UnreachableError, match=rf"no Ray dashboard answers at {url} \(.*refused.*\); give the head's"
     ):
         Dashboard(url)
+
+
+def test_another_of_rays_ports_is_no_dashboard() -> None:
+    class Store(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(bytes(range(24)) + b"\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Store) as store:
+        threading.Thread(target=store.serve_forever, daemon=True).start()
+        with pytest.raises(UnreachableError) as refused:
+            Dashboard(f"http://127.0.0.1:{store.server_address[1]}")
+        store.shutdown()
+    assert str(refused.value).isprintable()
+    assert "what listens there is no web server" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["Ray", "Python"])

@@ -13,15 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from interrupts import heed_interrupts
 
+from bts_dist.config import Config
 from cluster.interruption import interruption_held
+from cluster.job_end import stop_interrupted
+from cluster.job_log import JobLog
+from cluster.submission import make_submission
+from cluster.submit import run_job
+from shards.errors import UnreachableError
 
 NODES = [{"raylet": {"isHeadNode": True, "state": "ALIVE"}, "cmdline": []}]
-PAGES = {
+PAGES: dict[str, Any] = {
     "/api/version": {"version": "4", "ray_version": ray.__version__},
     "/api/v0/cluster_metadata": {"data": {"pythonVersion": platform.python_version()}},
     "/nodes?view=summary": {"data": {"summary": NODES}},
@@ -153,6 +160,36 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_what_stops_the_job(tmp_path: P
     assert job, text
     assert f"left; the job {job[1]} may have started all the same" in text
     assert f"`bts stop {job[1]} --address {board.url}` ends it" in text
+
+
+class Silent:
+    """A dashboard that takes the code and answers nothing more."""
+
+    url = "http://head:8265"
+
+    def read(self, path: str) -> Any:
+        return PAGES[path]["data"]
+
+    def upload(self, folder: Path) -> str:
+        return "gcs://code.zip"
+
+    def submit_job(self, **request: object) -> str:
+        raise UnreachableError("no Ray dashboard answers")
+
+    def stop_job(self, job: str) -> bool:
+        raise UnreachableError("no Ray dashboard answers")
+
+
+def test_a_lost_answer_names_what_stops_the_job(config: Config) -> None:
+    board: Any = Silent()
+    with pytest.raises(
+        UnreachableError, match=r"the job train-\w{8} may have started all the same: .*`bts stop train-"
+    ):
+        run_job(make_submission("train", config), board, wait=True)
+    with pytest.raises(
+        RuntimeError, match=r"train-1 was not told to stop: no Ray .*\n`bts stop train-1 --address http"
+    ):
+        stop_interrupted(JobLog(board, "train-1"))
 
 
 def interrupted(times: int, done: list[str], error: Exception | None = None) -> None:

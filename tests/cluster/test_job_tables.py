@@ -69,7 +69,7 @@ def test_an_unknown_job_names_the_nearest() -> None:
     assert find_job(board, "pack-4baa7ae3").submission_id == "pack-4baa7ae3"
     with pytest.raises(InputError, match=r"no job trian-4ef1; did you mean train-4ef10693\?"):
         find_job(board, "trian-4ef1")
-    with pytest.raises(InputError, match="no job 9; `bts jobs` lists"):
+    with pytest.raises(InputError, match="no job 9; `bts jobs --address http://head:8265` lists"):
         find_job(board, "9")
 
 

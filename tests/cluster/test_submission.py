@@ -1,6 +1,8 @@
 """A stage made ready to travel: checked here, and free of what only this machine knows."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from cluster import stages
 from cluster.cli import guarded
 from cluster.dashboard import ADDRESSES
 from cluster.submission import STAGES, check_stage, entrypoint, local_places, make_submission
+from cluster.submit import tell_places
 from shards.errors import InputError
 
 
@@ -86,6 +89,34 @@ def test_local_places_are_those_that_the_stage_uses(config: Config) -> None:
     assert local("score", model="/m") == {"--model": "/m", "score.ensemble": "/m/1,/m/3"}
     assert local("report", model="s3://b/r", scores="score-1") == {}
     assert local("run") == {"data.source": source, "run.dir": runs, "score.ensemble": "/m/1,/m/3"}
+
+
+ELSEWHERE = "203.0.113.7"  # RFC 5737: for documentation, so nobody's
+
+
+@pytest.mark.parametrize(
+    ("stage", "nodes", "line"),
+    [
+        ("train", {"127.0.0.1": True}, ""),
+        (
+            "train",
+            {"127.0.0.1": True, ELSEWHERE: False},
+            "every node of the cluster must see run.dir=/d/[a]/runs",
+        ),
+        # The head does it alone.
+        ("report", {"127.0.0.1": True, ELSEWHERE: False}, ""),
+        ("report", {ELSEWHERE: True}, "the cluster's head must see run.dir=/d/[a]/runs"),
+    ],
+)
+def test_what_other_machines_must_see_is_said(
+    config: Config, capsys: pytest.CaptureFixture[str], stage: str, nodes: dict[str, bool], line: str
+) -> None:
+    rows = [{"state": "ALIVE", "node_ip": ip, "is_head_node": head} for ip, head in nodes.items()]
+    gone = {"state": "DEAD", "node_ip": ELSEWHERE, "is_head_node": True}
+    board: Any = SimpleNamespace(read=lambda path: {"result": {"result": [*rows, gone]}})
+    away = with_overrides(config, {"data.shards": "s3://b/shards", "run.dir": "/d/[a]/runs"})
+    tell_places(make_submission(stage, away), board)
+    assert capsys.readouterr().out.strip().partition(":")[0] == line
 
 
 def test_a_job_runs_on_ray(config: Config) -> None:

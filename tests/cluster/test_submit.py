@@ -139,20 +139,25 @@ def job_id(printed: str) -> str:
 
 
 def test_a_stage_runs_there_as_it_was_configured_here_and_no_credential_travels(
-    head: Head, phantom: Path, tmp_path: Path
+    head: Head, phantom: Path, packed: Path, tmp_path: Path
 ) -> None:
+    shards = tmp_path / "shards"
     (tmp_path / "a.yaml").write_text(
-        f"data: {{source: {tmp_path}/nothing}}\npack: {{workers: 1}}\nrun: {{name: from-file}}\n"
+        f"data: {{source: {tmp_path}/nothing, shards: {shards}}}\npack: {{samples_per_shard: 16}}\n"
+        "split: {train: 0.6, val: 0.2, test: 0.2}\ncluster: {workers: 1}\n"
     )
     printed = head.bts(
-        "submit", "verify", "--config", str(tmp_path / "a.yaml"), *options(f"data.source={phantom}"), "--wait"
+        "submit", "pack", "--config", str(tmp_path / "a.yaml"), *options(f"data.source={phantom}"), "--wait"
     )
     job = job_id(printed)
     assert f"{phantom}: 10 patients" in printed
     assert f"job {job} is done" in printed
     details = head.job(job)
     assert details["status"] == "SUCCEEDED"
-    assert details["metadata"] == {"stage": "verify", "run": str(phantom)}
+    assert details["metadata"] == {"stage": "pack", "run": str(shards)}
+    # Byte for byte what the command gives here.
+    made, expected = ({p.name: p.read_bytes() for p in at.rglob("*.*")} for at in (shards, packed))
+    assert {name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name)} == set()
     # The log once, and the whole of it.
     assert head.bts("logs", job) in printed
 
@@ -160,7 +165,7 @@ def test_a_stage_runs_there_as_it_was_configured_here_and_no_credential_travels(
     kept = [p for p in head.nodes.folder.rglob("*") if p.is_file()]
     # The folder that travelled is among them.
     sent = next(load_config([p]) for p in kept if p.name == "config.yaml")
-    assert (sent.run.name, sent.data.source) == ("from-file", str(phantom))
+    assert (sent.run.name, sent.data.source, sent.data.shards) == (None, str(phantom), str(shards))
     for secret in [*CANARIES.values(), head.nodes.token]:
         assert secret not in printed + told
         assert [p for p in kept if secret.encode() in p.read_bytes()] == []

@@ -45,7 +45,9 @@ BTS = str(Path(sys.executable).with_name("bts"))
 BUCKET = "s3://bts-hosts"
 EPOCHS = 2
 CONFIG = f"""
-data: {{shards: "{BUCKET}/shards", image_size: 32}}
+data: {{source: "{BUCKET}/raw", shards: "{BUCKET}/shards", image_size: 32}}
+split: {{train: 0.6, val: 0.2, test: 0.2}}
+pack: {{samples_per_shard: 4}}
 model: {{features: 4, depth: 3, norm: group}}
 optim: {{lr: 0.005}}
 schedule: {{kind: constant}}
@@ -125,12 +127,15 @@ def cluster(
         for name, value in {**server.environment, "XDG_CACHE_HOME": str(place / "cache")}.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket=BUCKET.removeprefix("s3://"))
-        there = ["--set", "cluster.runtime=local", "--set", f"data.shards={BUCKET}/shards"]
-        bts(folder, "pack", "--config", "tiny.yaml", "--set", "pack.samples_per_shard=4", *there)
+        raw = folder / "raw"
+        for path in sorted(raw.rglob("*.tif")):
+            open_store(f"{BUCKET}/raw").put(path.relative_to(raw).as_posix(), path)
         ray.wait(*hosts)
         config = place / "hosts.yaml"
         config.write_text(CONFIG)
-        yield Cluster(ray, config, outside)
+        made = Cluster(ray, config, outside)
+        made.submit("pack")
+        yield made
 
 
 @pytest.fixture(scope="module")
