@@ -24,7 +24,14 @@ from cluster.options import (
     load_to_score,
     same,
 )
-from cluster.termination import INTERRUPTED, TERMINATED, end_wandb, heed_termination, interrupted_code
+from cluster.termination import (
+    INTERRUPTED,
+    TERMINATED,
+    end_wandb,
+    end_with_parent,
+    heed_termination,
+    interrupted_code,
+)
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -211,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``bts``."""
     use_token()
     heed_termination()
+    end_with_parent()
     code = guarded(arguments)
     if code in (INTERRUPTED, TERMINATED):
         end_wandb()

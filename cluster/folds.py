@@ -4,6 +4,7 @@ Each fold is a command of its own, ``bts run``, in a run of its own below this o
 killed goes on, and a fold that fails leaves the others alone.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from bts_dist.compose import dump_yaml, with_overrides
 from bts_dist.config import Config
 from bts_dist.run import absolute, run_uri
 from cluster.resources import max_concurrent, ray_cluster
+from cluster.termination import PARENT
 from shards.config import HoldoutSplit
 from shards.errors import InputError
 from shards.store import join_uri
@@ -90,6 +92,7 @@ def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                env={**os.environ, PARENT: str(os.getpid())},
                 start_new_session=True,  # Ctrl-C reaches it once, from here
             )
             assert process.stdout is not None

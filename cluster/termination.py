@@ -7,6 +7,8 @@ command stands.
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -15,6 +17,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 TERMINATED = 143
 """Exit code after SIGTERM: 128 + SIGTERM."""
+PARENT = "BTS_PARENT"
+"""Names the process that started a command and must not be outlived by it."""
 
 _told: list[int] = []
 """The signals that have come, of which the first is heeded."""
@@ -27,6 +31,20 @@ def heed_termination() -> None:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def end_with_parent() -> None:
+    """Have this command get SIGTERM once the process that ``PARENT`` names is gone: it may be killed without a word."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextmanager

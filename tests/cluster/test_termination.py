@@ -78,3 +78,29 @@ def test_wandbs_process_may_have_been_ended_before() -> None:
     assert (code, out) == (143, "given back\n")
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
+
+
+STARTED = """
+import os, subprocess, sys, time
+from cluster.termination import PARENT
+child = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]], env={**os.environ, PARENT: str(os.getpid())}, start_new_session=True
+)
+time.sleep(60)
+"""
+
+
+def test_what_a_command_has_started_ends_in_good_order_when_it_is_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STARTED, COMMAND.format(prepare="pass")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    # The child has the pipe too: it ends where the child does.
+    out, _ = parent.communicate(timeout=30)
+    assert out.splitlines() == ["given back", "interrupted; give the same command again to go on"]
