@@ -11,6 +11,7 @@ import http.client
 import json
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from urllib.parse import urlencode, urlsplit
 
 WITHIN_S = 4.0
 """How long the server has to answer, all in all."""
+_AGAIN_S = 1.0
+"""Between two questions for the same rows."""
 
 _VIEWER = "query Viewer { viewer { username } }"
 _TAIL = """query Tail($project: String!, $entity: String, $name: String!) {
@@ -63,6 +66,22 @@ def last_step(entity: str, project: str, wandb_id: str, within_s: float = WITHIN
         LoginError: as ``check_login``.
     """
     return _connect(within_s).last_step(entity, project, wandb_id)
+
+
+def has_rows(entity: str, project: str, wandb_id: str, step: int, within_s: float = WITHIN_S) -> bool:
+    """Whether W&B's server has the rows of a run up to ``step``.
+
+    It is asked for up to twice ``within_s`` seconds: rows that were just sent may take a moment to be found.
+
+    Raises:
+        LoginError: as ``check_login``.
+    """
+    end = time.monotonic() + within_s
+    while last_step(entity, project, wandb_id, within_s) < step:
+        if time.monotonic() + _AGAIN_S > end:
+            return False
+        time.sleep(_AGAIN_S)
+    return True
 
 
 def _connect(within_s: float) -> "_Connection":

@@ -26,6 +26,7 @@ from bts_dist.overlays import SliceOverlay
 from bts_dist.pseudonyms import Rename, renaming
 from bts_dist.wandb_artifacts import DataReference, ModelReference, log_artifact, use_artifact
 from bts_dist.wandb_log import read_end
+from bts_dist.wandb_login import LoginError, has_rows
 from bts_dist.wandb_session import Note, begin_wandb
 from shards.errors import InputError
 from shards.store import ObjectStore
@@ -41,6 +42,8 @@ _BY_EPOCH = (
 """Metrics that are drawn over epochs; all others over optimizer steps."""
 _CLOSING_S = 10.0
 """How long W&B's process may take to close its log."""
+_ASKING_S = 2.0
+"""How long the server has, at the end, to show that it has the rows; twice that at the worst."""
 
 
 class WandbRecord:
@@ -103,7 +106,8 @@ class WandbRecord:
         while not all(read_end(log.read_bytes()).finished for log in logs) and time.monotonic() < deadline:
             time.sleep(0.05)
         for log in logs if sent else ():
-            Path(f"{log}{MARK}").touch()
+            if _arrived(log):
+                Path(f"{log}{MARK}").touch()
 
     @property
     def _folder(self) -> Path:
@@ -112,6 +116,17 @@ class WandbRecord:
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
         if step > self._given:
             self._waiting[step] |= values
+
+
+def _arrived(log: Path) -> bool:
+    """Whether the server has the rows of a log: W&B's process also ends in good order when they were refused."""
+    end = read_end(log.read_bytes())
+    try:
+        return not end.step or has_rows(
+            end.entity, end.project, log.stem.removeprefix("run-"), end.step, _ASKING_S
+        )
+    except LoginError:
+        return False
 
 
 def layered(picture: SliceOverlay, rename: Rename) -> Any:

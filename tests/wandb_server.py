@@ -21,6 +21,10 @@ class RunServer:
     history: list[dict[str, Any]] = field(default_factory=list)
     cut: bool = False
     """Whether it takes no rows, as when the connection breaks once a run has begun."""
+    refusal: int = 0
+    """The HTTP status with which it refuses rows; 0 where it takes them."""
+    open: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, runs can be asked for and not begun."""
     uploads: int = 0
     """How often a client began to send rows."""
 
@@ -34,6 +38,7 @@ class RunServer:
         project = {"id": "p", "name": "p", "entity": ENTITY}
         if "upsertBucket" in question["query"]:
             self.uploads += 1
+            self.open.wait(60)
             return {
                 "upsertBucket": {"bucket": {**bucket, "config": "{}", "project": project}, "inserted": True}
             }
@@ -59,6 +64,7 @@ class RunServer:
 @contextmanager
 def run_server() -> Iterator[RunServer]:
     found = RunServer()
+    found.open.set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -71,10 +77,11 @@ def run_server() -> Iterator[RunServer]:
             lost = found.cut and self.path != "/graphql"
             if self.path == "/graphql":
                 answer = {"data": found.query(json.loads(body))}
-            elif self.path.endswith("/file_stream") and not lost:
+            elif self.path.endswith("/file_stream") and not (lost or found.refusal):
                 found.stream(json.loads(body))
+            refused = found.refusal if self.path.endswith("/file_stream") else 0
             data = json.dumps(answer).encode()
-            self.send_response(503 if lost else 200)
+            self.send_response(503 if lost else refused or 200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -96,5 +103,6 @@ def run_server() -> Iterator[RunServer]:
         try:
             yield found
         finally:
+            found.open.set()
             server.shutdown()
             thread.join()

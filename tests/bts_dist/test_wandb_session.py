@@ -218,6 +218,17 @@ LIVE = SCRIPT.replace(
 ).replace("config =", "from bts_dist import wandb_session\nwandb_session._FINISH_S = 2.0\nconfig =", 1)
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_live_record_that_the_server_refused_waits(status: int, tmp_path: Path) -> None:
+    """By W&B's own client, which ends in good order all the same; the server is a stand-in."""
+    with run_server() as server:
+        server.refusal = status
+        assert not begun(tmp_path, server.address, script=LIVE, WANDB_API_KEY="0" * 40)["offline"]
+        assert server.steps == []
+    [record] = find_records(LocalStore(str(tmp_path), tmp_path))
+    assert (len(record.uploaded), len(record.waiting)) == (0, 1)
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_live_record_waits_if_the_connection_broke_and_is_marked_if_not(
     cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
