@@ -5,6 +5,9 @@ that file.  A count that stands still is a dead owner's, and the next number is 
 an attempt, numbered in the same way: workers of an earlier one, which may live on after their node was given up,
 find a higher number and stop before they publish.
 
+A stage that records beside a training owns nothing.  It leaves a count under the name of what it writes, so that
+others leave that alone while it lives.
+
 No clock is compared with another machine's: an owner elsewhere is judged by watching its count.
 """
 
@@ -24,6 +27,7 @@ from shards.store import AlreadyExists, MissingObject, ObjectStore
 
 OWNERS = "owners/"
 ATTEMPTS = "attempts/"
+WRITERS = "writers/"
 BEAT_S = 5.0
 """Seconds between two counts."""
 PATIENCE_S = 20.0
@@ -62,15 +66,17 @@ def own(run: ObjectStore, note: Note) -> Iterator[int]:
     """
     me = _this_process()
     number = _claim(run, me, note)
-    stop = threading.Event()
-    thread = threading.Thread(target=_count, args=(run, number, me, stop), name="ownership", daemon=True)
-    thread.start()
-    try:
+    with _counting(run, _key(OWNERS, number), me):
         yield number
-    finally:
-        stop.set()
-        thread.join()
-        run.put(_key(OWNERS, number), _dump(replace(me, ended=True)))
+
+
+@contextmanager
+def writing(run: ObjectStore, name: str) -> Iterator[None]:
+    """Let others tell that this process writes what is called ``name``, beside whoever owns ``run``."""
+    me, key = _this_process(), _writer_key(name)
+    run.put(key, _dump(me))
+    with _counting(run, key, me):
+        yield
 
 
 @dataclass(frozen=True)
@@ -143,18 +149,27 @@ def newest_attempt(run: ObjectStore) -> int:
 
 
 @dataclass(frozen=True)
-class Ownership:
-    """Of the command that owned a run last."""
+class Sign:
+    """What a process left of itself in a run, as it was found."""
 
+    run: ObjectStore
+    key: str
     owner: Owner
-    alive: bool
+
+    def lives(self, note: Note) -> bool:
+        """Whether it is still at work; on another machine it is watched for up to ``PATIENCE_S``."""
+        return _lives(self.run, self.key, self.owner, note, "at work on")
 
 
-def last_owner(run: ObjectStore, note: Note = lambda _: None) -> Ownership | None:
-    """Who owned a run last, None if nobody ever did; one on another machine is watched for up to ``PATIENCE_S``."""
+def last_owner(run: ObjectStore) -> Sign | None:
+    """Who owned a run last; None if nobody ever did."""
     newest = _newest(run, OWNERS)
-    owner = _read(run, newest) if newest else None
-    return None if owner is None else Ownership(owner, _lives(run, newest, owner, note))
+    return _sign(run, _key(OWNERS, newest)) if newest else None
+
+
+def last_writer(run: ObjectStore, name: str) -> Sign | None:
+    """Who wrote last what is called ``name``; None if nobody said so."""
+    return _sign(run, _writer_key(name))
 
 
 def was_interrupted(run: ObjectStore, record: AttemptRecord, owner: int | None) -> bool:
@@ -166,7 +181,7 @@ def was_interrupted(run: ObjectStore, record: AttemptRecord, owner: int | None) 
         return False
     if record.owner is None or record.owner == owner:
         return True
-    before = _read(run, record.owner)
+    before = _read(run, _key(OWNERS, record.owner))
     return before is not None and not before.ended
 
 
@@ -184,10 +199,11 @@ def _claim(run: ObjectStore, me: Owner, note: Note) -> int:
 
 def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
     """Return once the owner is known to be gone; raise ``InputError`` as soon as it is known to live."""
-    owner = _read(run, number)
+    key = _key(OWNERS, number)
+    owner = _read(run, key)
     if owner is None or owner.ended:
         return
-    if _lives(run, number, owner, note):
+    if _lives(run, key, owner, note, "training"):
         raise InputError(
             f"{run.uri} is being trained by {owner}; wait for it, stop it, or give this run another name with "
             "--set run.name=…"
@@ -195,20 +211,20 @@ def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
     note(f"{owner} was training this run and is gone; going on from what it saved")
 
 
-def _lives(run: ObjectStore, number: int, owner: Owner, note: Note) -> bool:
+def _lives(run: ObjectStore, key: str, owner: Owner, note: Note, work: str) -> bool:
     if owner.ended:
         return False
     if owner.machine == _machine():
         return born(owner.pid) == owner.born
-    note(f"{owner} was training this run; looking for {PATIENCE_S:g} s whether it still is")
-    return _counts_on(run, number, owner.count)
+    note(f"{owner} was {work} this run; looking for {PATIENCE_S:g} s whether it still is")
+    return _counts_on(run, key, owner.count)
 
 
-def _counts_on(run: ObjectStore, number: int, count: int) -> bool:
+def _counts_on(run: ObjectStore, key: str, count: int) -> bool:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         time.sleep(BEAT_S / 5)
-        owner = _read(run, number)
+        owner = _read(run, key)
         if owner is None or owner.ended:
             return False
         if owner.count != count:
@@ -216,11 +232,24 @@ def _counts_on(run: ObjectStore, number: int, count: int) -> bool:
     return False
 
 
-def _count(run: ObjectStore, number: int, me: Owner, stop: threading.Event) -> None:
+@contextmanager
+def _counting(run: ObjectStore, key: str, me: Owner) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=_count, args=(run, key, me, stop), name="ownership", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        run.put(key, _dump(replace(me, ended=True)))
+
+
+def _count(run: ObjectStore, key: str, me: Owner, stop: threading.Event) -> None:
     while not stop.wait(BEAT_S):
         me = replace(me, count=me.count + 1)
         try:
-            run.put(_key(OWNERS, number), _dump(me))
+            run.put(key, _dump(me))
         except (OSError, InputError):
             continue  # a store that is down for a while costs the ownership only if somebody wants it
 
@@ -230,15 +259,24 @@ def _newest(run: ObjectStore, prefix: str) -> int:
     return max((int(Path(entry.key).stem) for entry in run.list(prefix)), default=0)
 
 
-def _read(run: ObjectStore, number: int) -> Owner | None:
+def _read(run: ObjectStore, key: str) -> Owner | None:
     try:
-        return Owner(**json.loads(run.get(_key(OWNERS, number))))
+        return Owner(**json.loads(run.get(key)))
     except MissingObject:
         return None
 
 
+def _sign(run: ObjectStore, key: str) -> Sign | None:
+    owner = _read(run, key)
+    return None if owner is None else Sign(run, key, owner)
+
+
 def _key(prefix: str, number: int) -> str:
     return f"{prefix}{number:06d}.json"
+
+
+def _writer_key(name: str) -> str:
+    return f"{WRITERS}{name}.json"
 
 
 def _dump(owner: Owner) -> bytes:

@@ -33,6 +33,8 @@ class LogEnd:
     entity: str = ""
     """Whose project it is; empty for the default of whoever uploads it."""
     project: str = ""
+    started: float = 0.0
+    """When its run was begun, in seconds of Unix time; 0 when it does not say."""
 
 
 def read_end(data: bytes) -> LogEnd:
@@ -46,7 +48,7 @@ def read_end(data: bytes) -> LogEnd:
     if not data.startswith(_HEADER[: len(data)]):
         raise ValueError("does not begin as a W&B log of version 0 does")
     first, step, size, begun, finished = 0, 0, min(len(_HEADER), len(data)), False, False
-    entity = project = ""
+    entity, project, started = "", "", 0.0
     for end, content in _records(data):
         record = wandb_internal_pb2.Record.FromString(content)
         size = end
@@ -57,9 +59,10 @@ def read_end(data: bytes) -> LogEnd:
             case "run":
                 begun = True
                 entity, project = record.run.entity or entity, record.run.project or project
+                started = started or record.run.start_time.ToNanoseconds() / 1e9
             case "exit":
                 finished = True
-    return LogEnd(step, size, begun, finished, first, entity, project)
+    return LogEnd(step, size, begun, finished, first, entity, project, started)
 
 
 def rows_after(data: bytes, step: int) -> bytes:

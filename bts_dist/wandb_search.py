@@ -5,16 +5,15 @@ All are of one group, also offline; ``wandb sync`` brings them together.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bts_dist.charts import Row
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import open_run, workspace
 from bts_dist.track import wandb_id
-from bts_dist.wandb_record import WandbRecord
-from bts_dist.wandb_session import Note, begin_wandb, table_file
-from shards.store import LocalStore, ObjectStore
+from bts_dist.wandb_session import Note, table_file
+from bts_dist.wandb_stage_run import stage_run
+from shards.store import ObjectStore
 
 BEST = "best"
 """Tag of the best trial's run."""
@@ -38,16 +37,15 @@ def record_search(
     import wandb
 
     own = with_overrides(config, {"track.job_type": "tune"})
-    run = begin_wandb(own, folder, wandb_id(search), str(config.track.group), note)
     columns = [name for name in rows[0] if name not in ("scores", "error")]
     # As text where a column has several types, which a table of W&B's refuses.
     data = [[_cell(row[name]) for name in columns] for row in rows]
     table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
-    step = len(rows)  # a search that goes on with more trials comes later
-    run.log({"trials": table_file(run, "trials", table, step)}, step=step)
     winner = next(row for row in rows if row["trial"] == best)
-    run.summary.update({f"best/{name}": winner[name] for name in columns})
-    _end(run, search)
+    name = str(config.track.group)
+    with stage_run(own, search, folder, wandb_id(search), name, note) as (run, step):
+        run.log({"trials": table_file(run, "trials", table, step)}, step=step)
+        run.summary.update({f"best/{column}": winner[column] for column in columns})
     return not run.offline
 
 
@@ -61,16 +59,9 @@ def mark_best(trial: Config, *, reached: bool = True) -> None:
     store = open_run(trial)
     tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
     name = str(trial.run.name)
-    run = begin_wandb(tagged, workspace(store, trial), wandb_id(store), name, reached=reached)
-    run.summary["search/best"] = True
-    _end(run, store)
-
-
-def _end(run: Any, store: ObjectStore) -> None:
-    record = WandbRecord(run, 0)
-    record.finish(exit_code=0)
-    if not isinstance(store, LocalStore):
-        record.upload(store)  # elsewhere its folder is the store
+    folder = workspace(store, trial)
+    with stage_run(tagged, store, folder, wandb_id(store), name, reached=reached) as (run, _):
+        run.summary["search/best"] = True
 
 
 def _cell(value: object) -> object:

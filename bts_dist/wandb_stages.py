@@ -24,8 +24,8 @@ from bts_dist.wandb_artifacts import (
     log_artifact,
     use_artifact,
 )
-from bts_dist.wandb_record import WandbRecord, end_earlier_logs
-from bts_dist.wandb_session import Note, begin_wandb, table_file
+from bts_dist.wandb_session import Note, table_file
+from bts_dist.wandb_stage_run import stage_run
 from shards.store import LocalStore, ObjectStore, open_store
 
 _TELLS_WHO = ("institution",)
@@ -103,16 +103,7 @@ def _stage_run(
     run_name = run.uri.rpartition("/")[2]
     # A model of another run may be scored: the score belongs to that one.
     own = with_overrides(config, {"track.job_type": stage, "track.group": config.track.group or run_name})
-    given = end_earlier_logs(run, own_id)
     with tempfile.TemporaryDirectory(prefix="bts-wandb-") as scratch:
         folder = run.root if isinstance(run, LocalStore) else Path(scratch)
-        wandb_run = begin_wandb(own, folder, own_id, f"{run_name} {stage}", note)
-        code = 1
-        try:
-            yield wandb_run, max(given, wandb_run.starting_step - 1) + 1
-            code = 0
-        finally:
-            record = WandbRecord(wandb_run, 0)
-            record.finish(exit_code=code)
-            if not isinstance(run, LocalStore):
-                record.upload(run)
+        with stage_run(own, run, folder, own_id, f"{run_name} {stage}", note) as begun:
+            yield begun

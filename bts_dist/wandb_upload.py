@@ -1,31 +1,45 @@
 """Uploading the W&B records of a run, and of the trials and folds below it.
 
-``wandb sync`` does the work.  It marks what it has uploaded with a file beside the log, and nothing that is marked is
-sent again.  It is given one W&B run after another, in the order in which they were begun, so that a data set is
-known before the training that used it, and a model before its score.
+``wandb sync`` does the work, log by log.  It marks what it has read to the end with a file beside the log, also where
+the server refused the rows; so the server is asked, and the mark stays only if it has them.  Nothing that is marked
+is sent again.  One W&B run comes after another, in the order in which they were begun, so that a data set is known
+before the training that used it, and a model before its score.
 
 The log of an online start is marked by that start, if it ended with everything sent.  One that was killed, or that
 lost its connection, is uploaded like an offline one.  Logs before an online start that trained are passed over: it
 asked the server how far it had come and gave it the rows of earlier starts that were missing, and W&B would show them
 twice.
+
+No log is changed: of one without an end a copy is sent, cut off behind its last whole record, where ``wandb sync``
+would stop.
 """
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bts_dist.wandb_log import read_end, rows_after
-from bts_dist.wandb_login import last_step
-from bts_dist.wandb_record import MARK, end_earlier_logs
+from bts_dist.wandb_log import LogEnd, read_end, rows_after
+from bts_dist.wandb_login import has_rows, last_step
+from bts_dist.wandb_record import MARK
 from shards.store import LocalStore, ObjectStore
 
-_LOG = re.compile(
-    r"(?:.*/)?wandb/(?P<offline>offline-)?run-(?P<begun>\d{8}_\d{6})-[^/]+/run-(?P<id>[^/]+)\.wandb"
-)
+LIMIT_S = 120.0
+"""How long ``wandb sync`` may take for a log without content."""
+SLOWEST = 50_000.0
+"""Bytes per second that an upload is taken to reach at the least."""
+
+_LOG = re.compile(r"(?:.*/)?wandb/(?P<offline>offline-)?run-\d{8}_\d{6}-[^/]+/run-(?P<id>[^/]+)\.wandb")
+
+
+class RefusedError(RuntimeError):
+    """W&B did not take a record; others it may."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +47,13 @@ class LeftRecord:
     """The logs of one W&B run that hold what W&B may not have."""
 
     wandb_id: str
-    begun: str
-    """When its first log was begun, as its folder says."""
+    begun: float
+    """When its first log was begun, in seconds of Unix time."""
     uploaded: tuple[str, ...]
-    """Keys of logs in the run's store, oldest first."""
+    """Keys of logs in the run's store, in their order."""
     waiting: tuple[str, ...]
     growing: tuple[str, ...]
-    """Logs without an end that no later start has taken note of: they may still be written."""
+    """Those of ``waiting`` that may still be written: without an end, and no later start has surely seen them."""
 
 
 def find_records(run: ObjectStore) -> list[LeftRecord]:
@@ -53,28 +67,42 @@ def find_records(run: ObjectStore) -> list[LeftRecord]:
     for key in sorted(keys):
         found = _LOG.fullmatch(key)
         if found is not None:
-            logs[found["id"]].append(_Log(found["begun"], key, found["offline"] is None))
-    records = [_record(run, wandb_id, sorted(found), keys) for wandb_id, found in logs.items()]
+            logs[found["id"]].append(_Log(key, found["offline"] is None, read_end(run.get(key))))
+    records = [_record(wandb_id, _ordered(found), keys) for wandb_id, found in logs.items()]
     return sorted(records, key=lambda record: record.begun)
 
 
 class _Log(NamedTuple):
-    begun: str
     key: str
     online: bool
+    end: LogEnd
 
 
-def _record(run: ObjectStore, wandb_id: str, logs: list[_Log], keys: set[str]) -> LeftRecord:
+def _ordered(logs: Iterable[_Log]) -> list[_Log]:
+    """In the order of their rows, which no clock can mislead; those without rows by the time of their start."""
+    by_time = sorted((log for log in logs if log.end.begun), key=lambda log: log.end.started)
+    by_step = iter(sorted((log for log in by_time if log.end.step), key=lambda log: log.end.step))
+    return [next(by_step) if log.end.step else log for log in by_time]
+
+
+def _record(wandb_id: str, logs: list[_Log], keys: set[str]) -> LeftRecord:
     # A start without rows, which only tags a run, has caught up with nothing.
-    covered = [at for at, log in enumerate(logs) if log.online and read_end(run.get(log.key)).step > 0]
-    ordered = [log.key for log in logs[max(covered, default=0) :]]
-    uploaded = tuple(key for key in ordered if key + MARK in keys)
-    waiting = tuple(key for key in ordered if key not in uploaded)
-    newest = ordered[-1]
-    growing = (newest,) if newest in waiting and not read_end(run.get(newest)).finished else ()
+    covered = [at for at, log in enumerate(logs) if log.online and log.end.step > 0]
+    left = logs[max(covered, default=0) :]
+    waiting = [log for log in left if log.key + MARK not in keys]
+    newest = max((log.end.step for log in logs), default=0)
     return LeftRecord(
-        wandb_id, logs[0].begun, uploaded, tuple(key for key in waiting if key not in growing), growing
+        wandb_id,
+        min((log.end.started for log in logs), default=0.0),
+        tuple(log.key for log in left if log not in waiting),
+        tuple(log.key for log in waiting),
+        tuple(log.key for log in waiting if not log.end.finished and not _superseded(log, newest)),
     )
+
+
+def _superseded(log: _Log, newest: int) -> bool:
+    """Whether a later start has ended this log: offline, its first row comes after all that it found."""
+    return not log.online and 0 < log.end.step < newest
 
 
 def runs_above(log: str) -> list[str]:
@@ -83,51 +111,75 @@ def runs_above(log: str) -> list[str]:
     return ["/".join(folders[:depth]) for depth in range(len(folders) + 1)]
 
 
-def end_killed(run: ObjectStore, record: LeftRecord) -> LeftRecord:
-    """The record when whoever wrote its growing logs is gone: they wait, cut off behind their last whole row."""
-    for log in record.growing:
-        end_earlier_logs(run, record.wandb_id, "".join(f"{folder}/" for folder in log.split("/")[:-3]))
-    there = {entry.key for log in record.growing for entry in run.list(log)}
-    left = tuple(log for log in record.growing if log in there)  # one without a beginning is gone
-    return replace(record, waiting=record.waiting + left, growing=())
-
-
 def upload(run: ObjectStore, record: LeftRecord, scratch: Path) -> None:
     """Send what waits of a record and W&B lacks, and mark it.
 
     Raises:
-        RuntimeError: ``wandb sync`` did not upload all of it; its own words are in the message.
+        RefusedError: W&B did not take all of it; the last words of ``wandb sync`` are in the message.
+        RuntimeError: the server does not answer, or ``wandb sync`` came to no end.
     """
-    ends = {key: read_end(run.get(key)) for key in record.waiting}
-    newest = ends[record.waiting[-1]]
-    has = last_step(newest.entity, newest.project, record.wandb_id)
-    # W&B would give rows that it has, of a broken connection or upload, other steps and keep both.
-    again = [key for key, end in ends.items() if 0 < end.first <= has]
-    in_place = isinstance(run, LocalStore) and not again
-    scratch.mkdir(parents=True, exist_ok=True)
-    root = run.root.absolute() if isinstance(run, LocalStore) and in_place else _fetched(run, record, scratch)
-    for key in again:
-        (root / key).write_bytes(rows_after(run.get(key), has))
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(root / key) for key in ends)]
-    # It keeps logs of its own in a folder where it runs.
-    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    marks = {key: root / (key + MARK) for key in record.waiting}
-    missing = [key for key, mark in marks.items() if not mark.exists()]
-    if not in_place:
-        for key, mark in marks.items():
-            if key not in missing:
-                run.put(key + MARK, mark.read_bytes())
-    if missing:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise RuntimeError(
-            f"{run.uri}/{missing[0]} was not uploaded; wandb sync said: {' / '.join(said[-3:]) or 'nothing'}"
-        )
+    for number, key in enumerate(record.waiting):
+        data = run.get(key)
+        end = read_end(data)
+        has = last_step(end.entity, end.project, record.wandb_id)
+        # W&B would give rows that it has, of a broken connection or upload, other steps and keep both.
+        again = 0 < end.first <= has
+        place = scratch / str(number)
+        log = _copied(run, key, rows_after(data, has) if again else data[: end.size], place)
+        limit_s = LIMIT_S + sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) / SLOWEST
+        words = _wandb_sync(log, scratch, limit_s)
+        mark = Path(f"{log}{MARK}")
+        if not mark.exists() or not _has_rows(record.wandb_id, end):
+            raise RefusedError(f"{run.uri}/{key} was not uploaded; wandb sync said: {words}")
+        run.put(key + MARK, mark.read_bytes())
 
 
-def _fetched(run: ObjectStore, record: LeftRecord, scratch: Path) -> Path:
-    """Copies of the folders of a record's waiting logs."""
-    copy = LocalStore(str(scratch), scratch)
-    for log in record.waiting:
-        for entry in run.list(log.rpartition("/")[0] + "/"):
-            copy.put(entry.key, run.get(entry.key))
-    return scratch
+def _has_rows(wandb_id: str, end: LogEnd) -> bool:
+    return not end.step or has_rows(end.entity, end.project, wandb_id, end.step)
+
+
+def _copied(run: ObjectStore, key: str, data: bytes, folder: Path) -> Path:
+    """A copy of a log with this content, beside one of its files; where an earlier upload began is not copied."""
+    copy = LocalStore(str(folder), folder)
+    copy.put(key, data)
+    for entry in run.list(f"{key.rpartition('/')[0]}/files/"):
+        copy.put(entry.key, run.get(entry.key))
+    return folder / key
+
+
+def _wandb_sync(log: Path, scratch: Path, limit_s: float) -> str:
+    """Upload a log, and give the last words of ``wandb sync``.
+
+    Raises:
+        RuntimeError: it was still at it after ``limit_s`` seconds.
+    """
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(log)]
+    said = scratch / "said.txt"
+    # It keeps logs of its own in a folder where it runs.  In a session of its own, so that all of it can be ended.
+    with (
+        said.open("w") as file,
+        subprocess.Popen(
+            command,
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(
+                f"{log.name} was not uploaded: wandb sync came to no end within {limit_s:.0f} s and was stopped; see "
+                f"that W&B is well and give the same command again. It said: {_last_words(said)}"
+            ) from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return _last_words(said)
+
+
+def _last_words(said: Path) -> str:
+    lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    return " / ".join(lines[-3:]) or "nothing"

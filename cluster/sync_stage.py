@@ -1,16 +1,18 @@
 """Uploading a run's W&B records as a stage."""
 
 import tempfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from bts_dist.config import Config
-from bts_dist.lease import last_owner
+from bts_dist.lease import Sign, last_owner, last_writer
 from bts_dist.wandb_login import LoginError, check_login
-from bts_dist.wandb_upload import LeftRecord, end_killed, find_records, runs_above, upload
+from bts_dist.wandb_upload import LeftRecord, RefusedError, find_records, runs_above, upload
 from cluster import console
 from cluster.stages import say
 from shards.errors import InputError
-from shards.store import join_uri, open_store
+from shards.store import ObjectStore, join_uri, open_store
 
 
 def sync(location: str, config: Config) -> None:
@@ -18,7 +20,7 @@ def sync(location: str, config: Config) -> None:
 
     Raises:
         InputError: there are no records.
-        RuntimeError: W&B does not answer or knows no key, or refused a record; what was uploaded before stays so.
+        RuntimeError: W&B does not answer or knows no key, or refused records; what was uploaded stays so.
     """
     run = open_store(location, config.store)
     try:
@@ -29,36 +31,76 @@ def sync(location: str, config: Config) -> None:
         raise InputError(
             f"{location} has no W&B records; name a run that was trained with track.wandb=offline or online"
         )
-    records = [_settled(record, location, config) for record in records]
+    writers = _Writers(location, config)
+    records = [writers.settled(record) for record in records]
     waiting = [record for record in records if record.waiting]
     if waiting:
         try:
             check_login()
         except LoginError as error:
             raise RuntimeError(f"W&B: {len(waiting)} records wait in {location}, and {error}") from error
-    for done, record in enumerate(waiting, start=1):
-        with tempfile.TemporaryDirectory(prefix="bts-sync-") as scratch:
-            upload(run, record, Path(scratch))
-        console.out.print(f"  {done}/{len(waiting)} {record.wandb_id}: {len(record.waiting)} logs uploaded")
+    refused = [
+        error for error in (_upload(run, waiting, n) for n in range(len(waiting))) if error is not None
+    ]
+    if refused:
+        raise RuntimeError(f"{len(refused)} of {len(waiting)} W&B runs were refused; the first: {refused[0]}")
     before = len(records) - len(waiting)
     console.stage("sync", f"{location}: {len(waiting)} W&B runs uploaded, {before} with nothing to upload")
 
 
-def _settled(record: LeftRecord, location: str, config: Config) -> LeftRecord:
-    """The record, logs without an end among what waits if whoever wrote them is gone; if not, people are told."""
-    for log in record.growing:
-        owners = [
-            last_owner(open_store(join_uri(location, place) if place else location, config.store), say)
-            for place in runs_above(log)
-        ]
-        living = [str(each.owner) for each in owners if each is not None and each.alive]
-        if living:
-            console.out.print(f"  {log} has no end: {living[0]} writes it; sync again when that has ended")
-            return record
-        if not any(owners):
-            console.out.print(
-                f"  {log} has no end, and nothing here tells who wrote it; give its command again, or sync the "
-                "search or the folds that it belongs to"
-            )
-            return record
-    return end_killed(open_store(location, config.store), record) if record.growing else record
+def _upload(run: ObjectStore, waiting: list[LeftRecord], number: int) -> RefusedError | None:
+    """Upload one of the records, and give the error if W&B refused it: it may take the others."""
+    record = waiting[number]
+    which = f"{number + 1}/{len(waiting)} {record.wandb_id}"
+    say(f"{which}: {len(record.waiting)} logs")
+    with tempfile.TemporaryDirectory(prefix="bts-sync-") as scratch:
+        try:
+            upload(run, record, Path(scratch))
+        except RefusedError as error:
+            say(f"{which}: refused")
+            return error
+    say(f"{which}: uploaded")
+    return None
+
+
+class _Writers:
+    """Those who may still write to the logs below a run; each is looked at once."""
+
+    def __init__(self, location: str, config: Config) -> None:
+        self._location, self._config = location, config
+        self._owner = cache(lambda place: last_owner(self._store(place)))
+        self._lived: dict[tuple[str, str], bool] = {}
+
+    def settled(self, record: LeftRecord) -> LeftRecord:
+        """The record up to the first log that may still be written; people are told who writes it.
+
+        What follows waits with it: W&B would take none of its rows after theirs.
+        """
+        for log in record.growing:
+            signs = self._signs(record, log)
+            living = next((sign.owner for sign in signs if self._lives(sign)), None)
+            if signs and living is None:
+                continue
+            if living is not None:
+                say(f"{log} has no end: {living} writes it; sync again when that has ended")
+            else:
+                say(
+                    f"{log} has no end, and nothing here tells who wrote it; give its command again, or sync the "
+                    "search or the folds that it belongs to"
+                )
+            return replace(record, waiting=record.waiting[: record.waiting.index(log)], growing=(log,))
+        return replace(record, growing=())
+
+    def _lives(self, sign: Sign) -> bool:
+        where = (sign.run.uri, sign.key)
+        if where not in self._lived:
+            self._lived[where] = sign.lives(say)
+        return self._lived[where]
+
+    def _signs(self, record: LeftRecord, log: str) -> list[Sign]:
+        places = runs_above(log)
+        found = [last_writer(self._store(places[-1]), record.wandb_id), *map(self._owner, places)]
+        return [sign for sign in found if sign is not None]
+
+    def _store(self, place: str) -> ObjectStore:
+        return open_store(join_uri(self._location, place) if place else self._location, self._config.store)

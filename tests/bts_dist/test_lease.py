@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from bts_dist import lease
-from bts_dist.lease import Attempt, FencedError, Owner, begin, own
+from bts_dist.lease import (
+    Attempt,
+    FencedError,
+    Owner,
+    Sign,
+    begin,
+    last_owner,
+    last_writer,
+    own,
+    writing,
+)
 from shards.errors import InputError
 from shards.store import LocalStore
 
@@ -71,6 +81,35 @@ def test_a_killed_owner_of_this_machine_is_known_to_be_dead_at_once(
     assert "was training this run and is gone" in notes[0]
 
 
+def test_a_writer_is_known_to_live_until_it_has_ended(run: LocalStore) -> None:
+    assert last_writer(run, "abc") is None
+    with own(run, pytest.fail):
+        pass
+    with writing(run, "abc"):
+        sign = last_writer(run, "abc")
+        assert sign is not None
+        assert sign.lives(pytest.fail)
+        owner = last_owner(run)
+        assert owner is not None
+        assert not owner.lives(pytest.fail)
+    sign = last_writer(run, "abc")
+    assert sign is not None
+    assert not sign.lives(pytest.fail)
+
+
+def test_a_writer_elsewhere_is_watched(run: LocalStore) -> None:
+    with writing(run, "abc"):
+        sign = last_writer(run, "abc")
+        assert sign is not None
+        there = replace(sign, owner=replace(sign.owner, machine="another machine"))
+        assert there.lives(str)
+    gone = replace(there.owner, ended=False)
+    run.put(sign.key, json.dumps(asdict(gone)).encode())
+    notes: list[str] = []
+    assert not Sign(run, sign.key, gone).lives(notes.append)
+    assert notes == [f"{gone} was at work on this run; looking for 0.4 s whether it still is"]
+
+
 def test_a_later_process_of_the_same_number_is_not_taken_for_the_owner(run: LocalStore) -> None:
     mine = lease._this_process()
     run.put("owners/000001.json", lease._dump(replace(mine, born="1")))
@@ -92,7 +131,7 @@ def test_an_owner_elsewhere_whose_count_stands_still_is_dead(run: LocalStore) ->
 def test_an_owner_elsewhere_whose_count_goes_on_lives(run: LocalStore) -> None:
     owner = elsewhere(run)
     stop = threading.Event()
-    counting = threading.Thread(target=lease._count, args=(run, 1, owner, stop))
+    counting = threading.Thread(target=lease._count, args=(run, "owners/000001.json", owner, stop))
     counting.start()
     try:
         with (

@@ -1,12 +1,15 @@
 """W&B is told of a search offline too: one group, the table of trials, and which is the best."""
 
+import os
 from pathlib import Path
 
 import pytest
 from wandb_log import read_all
 
+from bts_dist import wandb_search
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
+from bts_dist.lease import last_writer
 from bts_dist.run import open_run
 from bts_dist.track import open_tracker, wandb_id
 from bts_dist.wandb_search import mark_best, record_search
@@ -33,6 +36,38 @@ def test_the_search_is_a_run_with_a_table_and_the_best(offline: Config, tmp_path
     assert log.summary["best/trial"] == 1
     assert log.summary["best/val/dice/patient"] == 0.7
     assert log.exit_code == 0
+
+
+def test_a_search_that_is_concluded_again_shows_its_newest_table(offline: Config, tmp_path: Path) -> None:
+    """With no more trials than before, and a first record that was cut short."""
+    place = LocalStore(str(tmp_path / "search"), tmp_path / "search")
+    record_search(offline, place, place.root, ROWS, 1)
+    [path] = place.root.glob("wandb/offline-run-*/run-*.wandb")
+    path.write_bytes(path.read_bytes()[:-5])
+    record_search(offline, place, place.root, ROWS, 0)
+    first, second = read_all(place.root, wandb_id(place))
+    assert [[row["_step"] for row in log.history] for log in (first, second)] == [[1], [2]]
+    assert (first.exit_code, second.exit_code) == (None, 0)
+
+
+def test_while_a_record_is_written_others_can_tell_by_whom(
+    offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = LocalStore(str(tmp_path / "search"), tmp_path / "search")
+    seen: list[bool] = []
+
+    def table_file(*_: object) -> dict[str, object]:
+        sign = last_writer(place, wandb_id(place))
+        assert sign is not None
+        assert sign.owner.pid == os.getpid()
+        seen.append(sign.lives(pytest.fail))
+        return {}
+
+    monkeypatch.setattr(wandb_search, "table_file", table_file)
+    record_search(offline, place, place.root, ROWS, 1)
+    sign = last_writer(place, wandb_id(place))
+    assert sign is not None
+    assert (seen, sign.lives(pytest.fail)) == ([True], False)
 
 
 def test_the_best_trial_is_tagged_in_its_own_run(offline: Config) -> None:

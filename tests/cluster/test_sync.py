@@ -1,26 +1,33 @@
 """`bts sync`: what is found, what waits, what is sent, by W&B's own client to a server that stands in for W&B's."""
 
+import json
 import os
 import shutil
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import wandb
+from google.protobuf.timestamp_pb2 import Timestamp
 from wandb.proto import wandb_internal_pb2 as proto
-from wandb_server import run_server
+from wandb_server import RunServer, run_server
 
 import cluster.sync_stage
-from bts_dist import wandb_upload
+from bts_dist import lease, wandb_upload
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.lease import own
+from bts_dist.lease import Owner, own, writing
+from bts_dist.wandb_login import has_rows
 from bts_dist.wandb_record import WandbRecord
 from bts_dist.wandb_session import begin_wandb
-from bts_dist.wandb_upload import LeftRecord, find_records
+from bts_dist.wandb_upload import LeftRecord, RefusedError, find_records
 from cluster.cli import guarded
 from shards.store import LocalStore
 
@@ -28,8 +35,8 @@ Record = proto.Record
 HEADER = b":W&B\xe1\xbe\x00"
 
 
-def log_bytes(*, ended: bool, step: int = 0) -> bytes:
-    records = [Record(run=proto.RunRecord(run_id="id"))]
+def log_bytes(*, ended: bool, step: int = 0, started: int = 0) -> bytes:
+    records = [Record(run=proto.RunRecord(run_id="id", start_time=Timestamp(seconds=started)))]
     records += [Record(history=proto.HistoryRecord(step=proto.HistoryStep(num=step)))] if step else []
     records += [Record(exit=proto.RunExitRecord(exit_code=0))] if ended else []
     data = HEADER
@@ -48,9 +55,10 @@ def add_log(
     ended: bool = True,
     step: int = 0,
     kind: str = "offline-run",
+    started: int | None = None,
 ) -> str:
     key = f"{below}wandb/{kind}-20260101_0000{second:02d}-{wandb_id}-abcdef/run-{wandb_id}.wandb"
-    run.put(key, log_bytes(ended=ended, step=step))
+    run.put(key, log_bytes(ended=ended, step=step, started=second if started is None else started))
     return key
 
 
@@ -95,12 +103,90 @@ def test_records_are_found_below_the_run_in_the_order_in_which_they_were_begun(r
 
 
 def test_a_log_without_an_end_waits_unless_a_later_start_took_note_of_it(run: LocalStore) -> None:
-    killed = add_log(run, "", 1, "a", ended=False)
-    after = add_log(run, "", 2, "a")
+    killed = add_log(run, "", 1, "a", ended=False, step=4)
+    after = add_log(run, "", 2, "a", step=5)
     open_log = add_log(run, "", 3, "b", ended=False)
     first, second = find_records(run)
     assert (first.waiting, first.growing) == ((killed, after), ())
-    assert (second.waiting, second.growing) == ((), (open_log,))
+    assert (second.waiting, second.growing) == ((open_log,), (open_log,))
+
+
+def test_starts_are_in_the_order_of_their_rows_and_else_of_their_times(run: LocalStore) -> None:
+    """As clocks that are set back and machines of other zones name the folders."""
+    third = add_log(run, "", 1, "a", step=9, started=31)
+    first = add_log(run, "", 3, "a", step=4, started=10)
+    second = add_log(run, "", 2, "a", step=6, started=32)
+    tag = add_log(run, "", 0, "a", started=40)
+    other = add_log(run, "", 9, "b", started=5)
+    before, record = find_records(run)
+    assert before.waiting == (other,)
+    assert record.waiting == (first, second, third, tag)
+
+
+def test_every_log_without_an_end_that_may_be_written_is_asked_about(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The living one has the older name; what follows it waits with it."""
+    before = add_log(run, "", 1, "a", step=2)
+    growing = add_log(run, "", 2, "a", ended=False)
+    after = add_log(run, "", 3, "a")
+    sent = accept(monkeypatch)
+    with own(run, lambda _: None):
+        assert guarded(["sync", run.uri]) == 0
+        assert f"{growing} has no end: process {os.getpid()} on" in capsys.readouterr().out
+    assert sent == [[before]]
+    assert guarded(["sync", run.uri]) == 0
+    assert sent[1:] == [[growing, after]]
+
+
+def test_a_log_that_a_stage_is_writing_is_left_alone(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training has ended, and a stage owns nothing."""
+    key = add_log(run, "tune/0123/", 1, "a", ended=False, step=1)
+    sent = accept(monkeypatch)
+    with own(run, lambda _: None):
+        pass
+    with writing(LocalStore("", run.root / "tune/0123"), "a"):
+        assert guarded(["sync", run.uri]) == 0
+    assert f"has no end: process {os.getpid()} on" in capsys.readouterr().out
+    assert sent == []
+    assert guarded(["sync", run.uri]) == 0
+    assert sent == [[key]]
+
+
+def test_a_dead_owner_elsewhere_is_watched_once(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    run.put("owners/000001.json", json.dumps(asdict(Owner("gpu-7", "another", 4711, "1"))).encode())
+    trials = [add_log(run, f"tune/0123/trials/000{n}/", n, f"t{n}", ended=False) for n in range(3)]
+    sent = accept(monkeypatch)
+    assert guarded(["sync", run.uri]) == 0
+    assert sent == [[trial] for trial in trials]
+    assert capsys.readouterr().out.count("gpu-7 was at work on this run; looking for") == 1
+
+
+def test_a_refused_record_does_not_hold_up_the_others(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for second, name in enumerate(("a", "b", "c")):
+        add_log(run, "", second, name)
+    tried: list[str] = []
+
+    def refuse(_: object, record: LeftRecord, scratch: Path) -> None:
+        tried.append(record.wandb_id)
+        if record.wandb_id != "b":
+            raise RefusedError(f"{record.wandb_id} was not uploaded; wandb sync said: nothing")
+
+    accept(monkeypatch)
+    monkeypatch.setattr(cluster.sync_stage, "upload", refuse)
+    assert guarded(["sync", run.uri]) == 1
+    assert tried == ["a", "b", "c"]
+    said = capsys.readouterr()
+    assert "2 of 3 W&B runs were refused; the first: a was not uploaded" in " ".join(said.err.split())
+    assert "1/3 a: refused\n  2/3 b: 1 logs\n  2/3 b: uploaded" in said.out
 
 
 def test_an_online_start_that_trained_has_given_what_earlier_ones_lacked(run: LocalStore) -> None:
@@ -134,11 +220,10 @@ def test_a_log_without_an_end_is_sent_when_its_writer_is_gone(
         assert guarded(["sync", run.uri]) == 0
         assert f"has no end: process {os.getpid()} on" in capsys.readouterr().out
     assert sent == []
-    assert run.get(key) == whole + b"cut sho"
     for _ in range(2):
         assert guarded(["sync", run.uri]) == 0
     assert sent == [[key]]
-    assert run.get(key) == whole
+    assert run.get(key) == whole + b"cut sho"
 
 
 def test_a_log_without_a_beginning_is_none(run: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +234,7 @@ def test_a_log_without_a_beginning_is_none(run: LocalStore, monkeypatch: pytest.
     sent = accept(monkeypatch)
     assert guarded(["sync", run.uri]) == 0
     assert sent == []
-    assert find_records(run) == []
+    assert [record.waiting for record in find_records(run)] == [()]
 
 
 def test_what_was_sent_is_not_sent_again(
@@ -224,22 +309,22 @@ def test_from_object_storage_the_records_are_fetched_and_the_marks_put_back(
 ) -> None:
     key = add_log(run, "", 1, "a")
     run.put(key.rpartition("/")[0] + "/files/media/images/x.png", b"picture")
+    size = len(run.get(key)) + len(b"picture")
     bucket = Bucket(tmp_path / "bucket")
     shutil.move(run.root, tmp_path / "bucket")
-    given: list[str] = []
+    limits: list[float] = []
 
-    def sync(command: list[str], **_: object) -> object:
-        given.extend(command)
-        path = Path(command[-1])
-        assert (path.parent / "files/media/images/x.png").read_bytes() == b"picture"
-        path.with_suffix(".wandb.synced").touch()
-        return None
+    def sync(log: Path, scratch: Path, limit_s: float) -> str:
+        limits.append(limit_s)
+        assert (log.parent / "files/media/images/x.png").read_bytes() == b"picture"
+        log.with_suffix(".wandb.synced").touch()
+        return ""
 
-    monkeypatch.setattr(wandb_upload.subprocess, "run", sync)
+    monkeypatch.setattr(wandb_upload, "_wandb_sync", sync)
     monkeypatch.setattr(wandb_upload, "last_step", lambda *_: 0)
     [record] = find_records(bucket)
     wandb_upload.upload(bucket, record, tmp_path / "scratch")
-    assert given[1:5] == ["-m", "wandb", "sync", "--include-online"]
+    assert limits == [pytest.approx(wandb_upload.LIMIT_S + size / wandb_upload.SLOWEST)]
     assert [entry.key for entry in bucket.list() if entry.key.endswith(".synced")] == [f"{key}.synced"]
 
 
@@ -251,6 +336,14 @@ def record_rows(folder: Path, first: int, last: int) -> Path:
         started.log({"loss": 1 / step}, step=step)
     WandbRecord(started, 0).finish(exit_code=0)
     return Path(started.dir).parent
+
+
+def log_in(server: RunServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process and W&B's client use that server."""
+    monkeypatch.setattr(wandb.setup().settings, "base_url", server.address)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("HOME", str(home))
 
 
 @pytest.mark.parametrize("store", [LocalStore, Bucket])
@@ -267,10 +360,7 @@ def test_each_row_is_sent_once_at_its_own_step(
     record_rows(folder, 5, 6)
     run = LocalStore(str(folder), folder) if store is LocalStore else Bucket(folder)
     with run_server() as server:
-        monkeypatch.setattr(wandb.setup().settings, "base_url", server.address)
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.setenv("HOME", str(tmp_path))
+        log_in(server, tmp_path, monkeypatch)
         if kind == "online, cut":
             server.history = [{"_step": 1}, {"_step": 2}]
             first.rename(first.with_name("run-20260101_000000-a-abcdef"))
@@ -283,3 +373,72 @@ def test_each_row_is_sent_once_at_its_own_step(
         assert server.uploads == began
     assert list((tmp_path / "here").iterdir()) == [], "nothing is left where the command is given"
     assert [record.waiting for record in find_records(run)] == [()]
+
+
+def test_a_log_cut_short_under_a_later_one_is_sent_up_to_its_last_whole_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By W&B's own client, which would stop at it for ever; the server is a stand-in."""
+    first = record_rows(tmp_path / "run", 1, 4)
+    record_rows(tmp_path / "run", 4, 6)
+    [log] = first.glob("*.wandb")
+    data = log.read_bytes()
+    log.write_bytes(data[: data.rindex(b"loss") + 2])  # in the midst of the row of step 4
+    run = LocalStore(str(tmp_path / "run"), tmp_path / "run")
+    with run_server() as server:
+        log_in(server, tmp_path, monkeypatch)
+        [record] = find_records(run)
+        wandb_upload.upload(run, record, tmp_path / "scratch")
+        assert server.steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_the_server_refused_is_not_marked_and_is_sent_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By W&B's own client, which marks it all the same; the server is a stand-in."""
+    record_rows(tmp_path / "run", 1, 2)
+    run = LocalStore(str(tmp_path / "run"), tmp_path / "run")
+    with run_server() as server:
+        log_in(server, tmp_path, monkeypatch)
+        server.refusal = 403
+        monkeypatch.setattr(wandb_upload, "has_rows", partial(has_rows, within_s=1.0))
+        [record] = find_records(run)
+        with pytest.raises(RefusedError, match="Fatal error while uploading data"):
+            wandb_upload.upload(run, record, tmp_path / "scratch")
+        assert find_records(run) == [record]
+        server.refusal = 0
+        assert guarded(["sync", run.uri]) == 0
+        assert server.steps == [1, 2]
+
+
+def clients(home: Path) -> list[str]:
+    """The numbers of the processes that have this home, W&B's own among them."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"HOME={home}\0".encode() in environment.read_bytes():
+                found.append(environment.parent.name)
+    return found
+
+
+def test_an_upload_without_an_end_is_stopped_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B's own client waits for ever for a server that answers questions and begins no run."""
+    record_rows(tmp_path / "run", 1, 1)
+    monkeypatch.setattr(wandb_upload, "LIMIT_S", 2.5)
+    with run_server() as server:
+        log_in(server, tmp_path, monkeypatch)
+        server.open.clear()
+        assert guarded(["sync", str(tmp_path / "run")]) == 1
+        assert server.uploads
+    said = capsys.readouterr()
+    assert "1/1 a: 1 logs" in said.out
+    error = " ".join(said.err.split())
+    assert "run-a.wandb was not uploaded: wandb sync came to no end within 3 s and was stopped" in error
+    assert "It said: " in error
+    assert "setting up run a" in error
+    deadline = time.monotonic() + 10
+    while left := clients(home=tmp_path):
+        assert time.monotonic() < deadline, f"{left} go on in the background"
+        time.sleep(0.05)
