@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from rich.markup import escape
+
 from bts_dist.config import Config
 from bts_dist.lease import Sign, last_owner, last_writer
 from bts_dist.wandb_login import LoginError, check_login
@@ -52,12 +54,12 @@ def _upload(run: ObjectStore, waiting: list[LeftRecord], number: int) -> Refused
     """Upload one of the records, and give the error if W&B refused it: it may take the others."""
     record = waiting[number]
     which = f"{number + 1}/{len(waiting)} {record.wandb_id}"
-    say(f"{which}: {len(record.waiting)} logs")
+    say(f"{which}: logs to upload: {len(record.waiting)}")
     with tempfile.TemporaryDirectory(prefix="bts-sync-") as scratch:
         try:
             upload(run, record, Path(scratch))
         except RefusedError as error:
-            say(f"{which}: refused")
+            say(escape(f"{which}: {error}"))
             return error
     say(f"{which}: uploaded")
     return None

@@ -178,7 +178,7 @@ def test_a_refused_record_does_not_hold_up_the_others(
     def refuse(_: object, record: LeftRecord, scratch: Path) -> None:
         tried.append(record.wandb_id)
         if record.wandb_id != "b":
-            raise RefusedError(f"{record.wandb_id} was not uploaded; wandb sync said: nothing")
+            raise RefusedError(f"{record.wandb_id} was not uploaded; wandb sync said: [p/a] no")
 
     accept(monkeypatch)
     monkeypatch.setattr(cluster.sync_stage, "upload", refuse)
@@ -186,7 +186,11 @@ def test_a_refused_record_does_not_hold_up_the_others(
     assert tried == ["a", "b", "c"]
     said = capsys.readouterr()
     assert "2 of 3 W&B runs were refused; the first: a was not uploaded" in " ".join(said.err.split())
-    assert "1/3 a: refused\n  2/3 b: 1 logs\n  2/3 b: uploaded" in said.out
+    assert (
+        "  1/3 a: logs to upload: 1\n  1/3 a: a was not uploaded; wandb sync said: [p/a] no\n  2/3 b: "
+        in said.out
+    )
+    assert "2/3 b: uploaded" in said.out
 
 
 def test_an_online_start_that_trained_has_given_what_earlier_ones_lacked(run: LocalStore) -> None:
@@ -433,7 +437,7 @@ def test_an_upload_without_an_end_is_stopped_and_told(
         assert guarded(["sync", str(tmp_path / "run")]) == 1
         assert server.uploads
     said = capsys.readouterr()
-    assert "1/1 a: 1 logs" in said.out
+    assert "1/1 a: logs to upload: 1" in said.out
     error = " ".join(said.err.split())
     assert "run-a.wandb was not uploaded: wandb sync came to no end within 3 s and was stopped" in error
     assert "It said: " in error
