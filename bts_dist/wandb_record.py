@@ -36,7 +36,7 @@ MARK = ".synced"
 
 _BY_EPOCH = (
     *("train/*", "val/*", "time/*", "system/*", "share/*", "straggler/*"),
-    *("lr", "samples_per_s", "mfu", "flops_per_s", "peak_flops_per_s"),
+    *("lr", "samples_per_s", "mfu", "flops_per_s", "peak_flops_per_s", "device", "devices"),
 )
 """Metrics that are drawn over epochs; all others over optimizer steps."""
 _CLOSING_S = 10.0
