@@ -1,6 +1,6 @@
 """W&B's own run object: what it may tell of a run, and what is done where the server does not answer.
 
-The record is of the experiment.  W&B by itself would add who ran it, where and how: host,
+The record is of the experiment.  W&B by itself would add who ran it, where and how: user, host, program,
 command line, packages, git remote, console.  All of that is off.
 """
 
@@ -147,6 +147,9 @@ def _begin(
             console="off",
             silent=True,
             host="",
+            program="",
+            username="",
+            email="",
             x_disable_meta=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
