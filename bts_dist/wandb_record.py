@@ -103,9 +103,9 @@ class WandbRecord:
             self._waiting.clear()
             leave()
             self._note(
-                f"W&B: its process is gone ({said(error)}), so it is told nothing more of this start; the numbers go "
-                "on in the run's folder, a later start makes up for what is missing, and `bts sync` uploads what "
-                "W&B was told"
+                f"W&B: its process is gone or refuses ({said(error)}), so it is told nothing more of this start; the "
+                "numbers go on in the run's folder, a later start makes up for what is missing, and `bts sync` uploads "
+                "what W&B was told"
             )
 
     def upload(self, run: ObjectStore) -> None:

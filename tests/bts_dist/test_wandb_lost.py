@@ -19,7 +19,7 @@ from bts_dist.wandb_search import mark_best, record_search
 from bts_dist.wandb_stages import record_score
 from shards.store import LocalStore, open_store
 
-GONE = "W&B: its process is gone ("
+GONE = "W&B: its process is gone or refuses ("
 
 
 class Bucket:
