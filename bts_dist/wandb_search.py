@@ -5,7 +5,6 @@ All are of one group, also offline; ``wandb sync`` brings them together.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bts_dist.charts import Row
 from bts_dist.compose import with_overrides
@@ -44,17 +43,20 @@ def record_search(
     data = [[_cell(row[name]) for name in columns] for row in rows]
     table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
     step = len(rows)  # a search that goes on with more trials comes later
-    run.log({"trials": table_file(run, "trials", table, step)}, step=step)
     winner = next(row for row in rows if row["trial"] == best)
-    run.summary.update({f"best/{name}": winner[name] for name in columns})
-    _end(run, search)
+    record = WandbRecord(run, 0, note=note)
+    with record.guard():
+        run.log({"trials": table_file(run, "trials", table, step)}, step=step)
+        run.summary.update({f"best/{name}": winner[name] for name in columns})
+    _end(record, search)
     return not run.offline
 
 
-def mark_best(trial: Config, *, reached: bool = True) -> None:
+def mark_best(trial: Config, note: Note = lambda _: None, *, reached: bool = True) -> None:
     """Tag the run of the best trial, whose config this is, and say so in its summary.
 
-    With ``reached`` False W&B was just found out of reach: it is not asked again, for that takes seconds.
+    With ``reached`` False W&B was just found out of reach: it is not asked again, for that takes seconds.  ``note`` is
+    told if W&B's process ends too early.
     """
     if trial.track.wandb == "disabled":
         return
@@ -62,12 +64,13 @@ def mark_best(trial: Config, *, reached: bool = True) -> None:
     tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
     name = str(trial.run.name)
     run = begin_wandb(tagged, workspace(store, trial), wandb_id(store), name, reached=reached)
-    run.summary["search/best"] = True
-    _end(run, store)
+    record = WandbRecord(run, 0, note=note)
+    with record.guard():
+        run.summary["search/best"] = True
+    _end(record, store)
 
 
-def _end(run: Any, store: ObjectStore) -> None:
-    record = WandbRecord(run, 0)
+def _end(record: WandbRecord, store: ObjectStore) -> None:
     record.finish(exit_code=0)
     if not isinstance(store, LocalStore):
         record.upload(store)  # elsewhere its folder is the store

@@ -107,12 +107,13 @@ def _stage_run(
     with tempfile.TemporaryDirectory(prefix="bts-wandb-") as scratch:
         folder = run.root if isinstance(run, LocalStore) else Path(scratch)
         wandb_run = begin_wandb(own, folder, own_id, f"{run_name} {stage}", note)
+        record = WandbRecord(wandb_run, 0, note=note)
         code = 1
         try:
-            yield wandb_run, max(given, wandb_run.starting_step - 1) + 1
+            with record.guard():
+                yield wandb_run, max(given, wandb_run.starting_step - 1) + 1
             code = 0
         finally:
-            record = WandbRecord(wandb_run, 0)
             record.finish(exit_code=code)
             if not isinstance(run, LocalStore):
                 record.upload(run)
