@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,11 +211,13 @@ def _called(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def check(folder: Path) -> None:
-    """Raise ``ValueError`` saying why ``folder`` is not a whole checkpoint."""
+def check(folder: Path, only: Collection[str] | None = None) -> None:
+    """Raise ``ValueError`` saying why ``folder`` is not a whole checkpoint, or lacks some files of ``only``."""
     if not (folder / FILES).is_file():
         raise ValueError(f"no {FILES}: it was never finished")
     for name, sha256 in json.loads((folder / FILES).read_text()).items():
+        if only is not None and name not in only:
+            continue
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
         if _sha256((folder / name).read_bytes()) != sha256:
@@ -248,8 +250,8 @@ def names(run: ObjectStore) -> list[str]:
     return sorted(filter(is_name, found), key=_order, reverse=True)
 
 
-def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
-    """Copy one checkpoint to ``dest`` and check it there.
+def fetch(run: ObjectStore, name: str, dest: Path, only: Collection[str] | None = None) -> Path:
+    """Copy one checkpoint to ``dest``, or ``only`` some of its files, and check what came.
 
     Raises:
         ValueError: it is not whole.
@@ -260,21 +262,26 @@ def fetch(run: ObjectStore, name: str, dest: Path) -> Path:
         listed = json.loads(run.get(prefix + FILES))
         if not isinstance(listed, dict):
             raise ValueError(f"{FILES} is damaged")
-        for file in [*listed, FILES]:
+        for file in [*(file for file in listed if only is None or file in only), FILES]:
             (dest / file).write_bytes(run.get(prefix + file))
     except MissingObject as error:
         raise ValueError(f"{error.key} is missing") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{FILES} is damaged") from error
-    check(dest)
+    check(dest, only)
     return dest
 
 
-def fetch_newest(run: ObjectStore, dest: Path, note: Note) -> Path | None:
-    """The newest checkpoint that is whole, saying which ones were passed over; None when there is none."""
+def fetch_newest(
+    run: ObjectStore, dest: Path, note: Note, only: Collection[str] | None = None
+) -> Path | None:
+    """The newest checkpoint that is whole, or whose files of ``only`` are; ``note`` is told of those passed over.
+
+    None when there is none.
+    """
     for name in names(run):
         try:
-            return fetch(run, name, dest / name)
+            return fetch(run, name, dest / name, only)
         except ValueError as error:
             note(f"skipping checkpoint {name}: {error}")
     return None

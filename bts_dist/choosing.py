@@ -109,7 +109,7 @@ def run_choosing(
     if data.manifest.splits_patients:
         axes = replace(axes, components=("all",))  # there are gaps between the slices
     patients = data.training("val").index.patients()
-    parts = min(max(workers, len(patients) // 2), len(patients))
+    parts = num_tasks(len(patients), workers)
     dealt = [tuple(patients[i::parts]) for i in range(parts)]
     counted: dict[str, Counts] = {}
     for part in parallel(
@@ -135,6 +135,11 @@ def run_choosing(
     return found
 
 
+def num_tasks(num_patients: int, workers: int) -> int:
+    """Parts of about two patients, who are predicted by every checkpoint."""
+    return min(max(workers, num_patients // 2), num_patients)
+
+
 def count_patients(task: ChoiceTask) -> Counted:
     """Count a task's patients in every way, on one CPU thread, as scoring does."""
     config = Config.model_validate_json(task.config)
@@ -142,7 +147,8 @@ def count_patients(task: ChoiceTask) -> Counted:
     models = [load_checkpoint(place, config.store, device) for place in task.members]
     own = models[0].config
     data = config.data.model_copy(update={"image_size": own.data.image_size, "cache": "none"})
-    source = SampleSource(PackedData(config.data.shards, config.store).training("val"), data, device)
+    reader = PackedData(config.data.shards, config.store, config.data).training("val")
+    source = SampleSource(reader, data, device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -59,7 +59,7 @@ def renaming(config: Config, run: ObjectStore) -> Rename:
     if not config.track.pseudonymise:
         return lambda patient: patient
     given = _given_key()
-    _check_same(run, given or _read(run, KEY_FILE))
+    _check_same(run, given)
     key = cache(lambda: _key(run, given))
     return lambda patient: pseudonym(patient, key())
 
@@ -75,20 +75,28 @@ def check_key(config: Config, run: ObjectStore) -> None:
 
 
 def _key(run: ObjectStore, given: bytes | None) -> bytes:
+    _check_same(run, given)
     key = given or _own_key(run)
-    with suppress(AlreadyExists):
+    try:
         run.put(FINGERPRINT_FILE, fingerprint(key).encode(), if_absent=True)
-    _check_same(run, key)
+    except AlreadyExists:
+        if given is None and run.get(FINGERPRINT_FILE).decode() != fingerprint(key):
+            run.delete(KEY_FILE)  # nobody has been named with it
+    _check_same(run, given)
     return key
 
 
-def _check_same(run: ObjectStore, key: bytes | None) -> None:
-    """Refuse another key, or none, where the run's patients have been named with one."""
+def _check_same(run: ObjectStore, given: bytes | None) -> None:
+    """Refuse another key than the one with which the run's patients have been named.
+
+    Where none is given the run's own counts, if it has drawn one.
+    """
     drawn, kept = _read(run, KEY_FILE), _read(run, FINGERPRINT_FILE)
     before = kept.decode() if kept is not None else drawn and fingerprint(drawn)
+    key = given or drawn
     if before is None or (key is not None and fingerprint(key) == before):
         return
-    here = "is not set" if key is None else f"has a key of fingerprint {fingerprint(key)}"
+    here = "is not set" if given is None else f"has a key of fingerprint {fingerprint(given)}"
     own = drawn is not None and fingerprint(drawn) == before
     remedy = (
         f"unset it, since the run has drawn that key itself ({KEY_FILE})"

@@ -30,7 +30,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Rates:
-    """Speeds of all workers together."""
+    """Speeds of the devices that worked together, which may be one."""
 
     train: float
     """Slices a second, augmentation and everything else of a step included."""
@@ -110,7 +110,7 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
     peak = measure_peak(device, DTYPES[config.train.precision], torch.get_num_threads())
     name = device_name(device)
     size = f"{len(batch)} random slices of {source.sides[0]} × {source.sides[1]}"
-    origin = f"measured here and now on {name}, in steps of {size}"
+    origin = f"measured here and now by one process on {name}, in steps of {size}"
     return Rates(train, predict, count_flops(config.model, source.sides), peak, name, 1, origin)
 
 

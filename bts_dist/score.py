@@ -127,7 +127,7 @@ def score_patients(task: ScoreTask) -> list[Scored]:
     """
     config = Config.model_validate_json(task.config)
     model = load_model(task.model, config.store, pick_device(0, config.cluster.gpus_per_worker))
-    reader = PackedData(task.shards, config.store).test()
+    reader = PackedData(task.shards, config.store, config.data).test()
     data = config.data.model_copy(update={"image_size": model.config.data.image_size, "cache": "none"})
     source = SampleSource(reader, data, model.device)
     threads = torch.get_num_threads()
@@ -168,6 +168,11 @@ def _score_patient(model: Model, source: SampleSource, patient: str, config: Con
     return Scored(found, numbers[at], picture, slices)
 
 
+def num_tasks(num_patients: int, workers: int) -> int:
+    """Parts of about four patients, so that the progress shows and no worker is left with the long end."""
+    return min(max(workers, num_patients // 4), num_patients)
+
+
 def tasks(model: ModelPlace, config: Config, patients: Sequence[str], workers: int) -> list[ScoreTask]:
     """Deal patients out to at most ``workers`` tasks."""
     dealt = [tuple(patients[i::workers]) for i in range(min(workers, len(patients)))]
@@ -195,11 +200,10 @@ def examine(
     """Score the patients of all exams, sorted by patient."""
     num_patients = sum(len(exam.patients) for exam in exams)
     scored: list[Scored] = []
-    # Small parts, so that the progress shows and no worker is left with the long end.
     dealt = [
         task
         for exam in exams
-        for task in tasks(exam.place, exam.config, exam.patients, max(workers, len(exam.patients) // 4))
+        for task in tasks(exam.place, exam.config, exam.patients, num_tasks(len(exam.patients), workers))
     ]
     for part in parallel(score_patients, dealt):
         scored += part

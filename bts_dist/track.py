@@ -60,15 +60,17 @@ class NullTracker:
     ) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunTracker:
     """The record of one training run: ``metrics.jsonl`` in the run's store, and a W&B run beside it."""
 
     run: ObjectStore
     workspace: Path
-    wandb: WandbRecord | None
     published: Callable[[], int]
     """Step of the newest checkpoint of this start, 0 before the first: rows up to it can go to W&B."""
+    step: int
+    """Of the newest row."""
+    wandb: WandbRecord | None = None
 
     def log(self, kind: str, step: int, row: Row) -> None:
         at_s = self._append(kind, step, row)
@@ -87,6 +89,10 @@ class RunTracker:
     def note(self, step: int, text: str) -> None:
         self._append("note", step, {"text": text})
 
+    def note_now(self, text: str) -> None:
+        """Record a sentence where the record has come to."""
+        self.note(self.step, text)
+
     def flush(self) -> None:
         if isinstance(self.run, LocalStore):
             return  # the workspace is the run
@@ -97,6 +103,7 @@ class RunTracker:
     def _append(self, kind: str, step: int, row: Mapping[str, Any]) -> float:
         """Write a row, and give the time that it bears."""
         now = round(time.time(), 3)
+        self.step = step
         with (self.workspace / METRICS).open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, "time": now, **row}) + "\n")
         return now
@@ -107,12 +114,14 @@ class RunTracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.wandb is not None:
-            # Also after an error: what no checkpoint covers, a later start does again.
-            self.wandb.hand_over(self.published())
-            self.wandb.finish(exit_code=0 if kind is None else 1)
-        if not isinstance(error, FencedError):  # the record is another attempt's then
-            self.flush()
+        try:
+            if self.wandb is not None:
+                # Also after an error: what no checkpoint covers, a later start does again.
+                self.wandb.hand_over(self.published())
+                self.wandb.finish(exit_code=0 if kind is None else 1)
+        finally:
+            if not isinstance(error, FencedError):  # the record is another attempt's then
+                self.flush()
 
 
 def wandb_id(run: ObjectStore) -> str:
@@ -139,13 +148,10 @@ def open_tracker(
     lines = "".join(json.dumps(row) + "\n" for row in kept)
     # As a store, since that replaces the file in one go.
     LocalStore(str(workspace), workspace).put(METRICS, lines.encode())
-    notes: list[str] = []
-    wandb = open_wandb(config, run, workspace, wandb_id, notes.append)
-    if wandb is not None:
-        _catch_up(wandb, kept, step)
-    tracker = RunTracker(run, workspace, wandb, published)
-    for text in notes:
-        tracker.note(step, text)
+    tracker = RunTracker(run, workspace, published, step)
+    tracker.wandb = open_wandb(config, run, workspace, wandb_id, tracker.note_now)
+    if tracker.wandb is not None:
+        _catch_up(tracker.wandb, kept, step)
     return tracker
 
 

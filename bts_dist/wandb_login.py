@@ -9,6 +9,7 @@ answers, would not say why, and may outlive the wait for it.
 import base64
 import http.client
 import json
+import re
 import ssl
 import threading
 import time
@@ -21,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
+
+from pydantic import ValidationError
 
 WITHIN_S = 4.0
 """How long the server has to answer, all in all."""
@@ -84,22 +87,57 @@ def has_rows(entity: str, project: str, wandb_id: str, step: int, within_s: floa
     return True
 
 
-def _connect(within_s: float) -> "_Connection":
+def load_settings() -> Any:
+    """W&B's settings.  Its process is started if there is none, which may take seconds on a busy machine.
+
+    Raises:
+        LoginError: a setting is not valid.
+    """
     import wandb
-    from wandb.sdk.lib import wbauth
 
     try:
-        settings = wandb.setup().settings
-        server = str(settings.base_url)
+        return wandb.setup().settings
+    except ValidationError as error:  # whose text holds the value
+        name = ".".join(map(str, error.errors()[0]["loc"]))
+        like = ", an address such as https://api.wandb.ai" if name == "base_url" else ""
+        raise LoginError(
+            f"W&B's setting {name} is not valid; mend WANDB_{name.upper()}, or {name} in W&B's settings file{like}"
+        ) from None
+    except (wandb.Error, ValueError) as error:
+        raise _unusable(error) from error
+
+
+def _connect(within_s: float) -> "_Connection":
+    import wandb
+
+    settings = load_settings()
+    base_url = str(settings.base_url)
+    try:
+        from wandb.sdk.lib import wbauth
+
         auth = wbauth.authenticate_session(
-            host=server, source="bts", prompt=False, update_session=False
+            host=base_url, source="bts", prompt=False, update_session=False
         )  # it prints and keeps nothing
     except (wandb.Error, ValueError) as error:
-        text = " ".join(str(error).split()).rstrip(".")
-        raise LoginError(f"{text}; mend that variable, or W&B's settings or netrc file") from error
+        raise _unusable(error) from error
+    except (ImportError, TypeError, AttributeError) as error:  # nothing of this is promised by W&B
+        raise LoginError(
+            f"wandb {wandb.__version__} is not known here ({error}); install wandb 0.31"
+        ) from error
     if auth is None:
+        server = without_userinfo(base_url)
         raise LoginError(f"not logged in to {server}; {_log_in(server)}, or set WANDB_API_KEY")
-    return _Connection(server, auth, settings, within_s)
+    return _Connection(base_url, auth, settings, within_s)
+
+
+def _unusable(error: Exception) -> LoginError:
+    text = without_userinfo(" ".join(str(error).split()).rstrip("."))
+    return LoginError(f"{text}; mend that variable, or W&B's settings or netrc file")
+
+
+def without_userinfo(text: str) -> str:
+    """The text without the user and password of any URL in it."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def _log_in(server: str, *options: str) -> str:
@@ -112,10 +150,12 @@ def _log_in(server: str, *options: str) -> str:
 class _Connection:
     """Requests to the server, on W&B's ways to it."""
 
-    def __init__(self, server: str, auth: Any, settings: Any, within_s: float) -> None:
+    def __init__(self, base_url: str, auth: Any, settings: Any, within_s: float) -> None:
         own = {"http": settings.http_proxy, "https": settings.https_proxy}
         self._proxies = urllib.request.getproxies() | {kind: uri for kind, uri in own.items() if uri}
-        self.server, self._auth, self._within_s = server, auth, within_s
+        # W&B's process asks with the key, and makes nothing of a user and password in the URL.
+        self.server, self._base_url = without_userinfo(base_url), base_url
+        self._auth, self._within_s = auth, within_s
         self._headers = dict(settings.x_extra_http_headers or {})
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(self._proxies)]
         if settings.insecure_disable_ssl:
@@ -188,7 +228,7 @@ class _Connection:
         auth = self._auth
         if isinstance(auth, AuthApiKey):
             return f"Basic {base64.b64encode(f'api:{auth.api_key}'.encode()).decode()}"
-        kept = _kept_token(auth.credentials_path, self.server)
+        kept = _kept_token(auth.credentials_path, self._base_url)
         if kept is not None:
             return f"Bearer {kept}"
         try:
@@ -244,12 +284,11 @@ class _Connection:
         return LoginError(f"{self.server} answers, and not as W&B does{self._way()}; mend WANDB_BASE_URL")
 
     def _post(self, path: str, body: bytes, kind: str, authorization: str | None = None) -> Mapping[str, Any]:
-        request = urllib.request.Request(
-            f"{self.server}{path}", body, {**self._headers, "Content-Type": kind}
-        )
-        if authorization is not None:
-            # Whoever a redirect leads to is not told.
-            request.add_unredirected_header("Authorization", authorization)
+        own = {} if authorization is None else {"Authorization": authorization}
+        request = urllib.request.Request(f"{self.server}{path}", body)
+        for name, value in {**self._headers, "Content-Type": kind, **own}.items():
+            # Whoever a redirect leads to is told none of them: the settings' headers may be a gateway's secrets.
+            request.add_unredirected_header(name, value)
         with self._opener.open(request, timeout=self._within_s) as reply:
             answer = json.load(reply)
         if not isinstance(answer, dict):

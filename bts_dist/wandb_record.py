@@ -14,7 +14,8 @@ one: the redone steps give the same numbers, but for rounding if the number of w
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from bts_dist.pseudonyms import Rename, renaming
 from bts_dist.wandb_artifacts import DataReference, ModelReference, log_artifact, use_artifact
 from bts_dist.wandb_log import read_end
 from bts_dist.wandb_login import LoginError, has_rows
-from bts_dist.wandb_session import Note, begin_wandb
+from bts_dist.wandb_session import Note, begin_wandb, leave, process_errors, said
 from shards.errors import InputError
 from shards.store import ObjectStore
 
@@ -37,7 +38,7 @@ MARK = ".synced"
 
 _BY_EPOCH = (
     *("train/*", "val/*", "time/*", "system/*", "share/*", "straggler/*"),
-    *("lr", "samples_per_s", "mfu", "flops_per_s", "peak_flops_per_s"),
+    *("lr", "samples_per_s", "mfu", "flops_per_s", "peak_flops_per_s", "device", "devices"),
 )
 """Metrics that are drawn over epochs; all others over optimizer steps."""
 _CLOSING_S = 10.0
@@ -47,10 +48,15 @@ _ASKING_S = 2.0
 
 
 class WandbRecord:
-    """What W&B has been given, and what waits for a checkpoint."""
+    """What W&B has been given, and what waits for a checkpoint.
 
-    def __init__(self, wandb_run: Any, given: int, rename: Rename = str) -> None:
+    If W&B's process ends before this one, so does the record, which ``note`` is told once: nobody's work stops for it.
+    """
+
+    def __init__(self, wandb_run: Any, given: int, rename: Rename = str, note: Note = lambda _: None) -> None:
         self._run = wandb_run
+        self._note = note
+        self._lost = False
         self._given = given
         self._rename = rename
         self._waiting: defaultdict[int, dict[str, Any]] = defaultdict(dict)
@@ -68,21 +74,42 @@ class WandbRecord:
 
     def images(self, step: int, pictures: Sequence[SliceOverlay]) -> None:
         """Keep pictures for W&B.  Unlike rows, those that still wait when the process is killed are lost."""
+        if self._lost:
+            return
         self._add(step, {"val/overlays": [layered(picture, self._rename) for picture in pictures]})
 
     def lineage(self, data: DataReference, models: Mapping[str, ModelReference]) -> None:
         """Say what the run was trained on, and which models came of it, by alias."""
-        use_artifact(self._run, data)
-        for name in sorted({model.name for model in models.values()}):
-            aliases = [alias for alias, model in models.items() if model.name == name]
-            log_artifact(self._run, models[aliases[0]], aliases)
+        if self._lost:
+            return
+        with self.guard():
+            use_artifact(self._run, data)
+            for name in sorted({model.name for model in models.values()}):
+                aliases = [alias for alias, model in models.items() if model.name == name]
+                log_artifact(self._run, models[aliases[0]], aliases)
 
     def hand_over(self, step: int) -> None:
         """Give W&B all that waits up to ``step``, which a checkpoint covers."""
-        for at in sorted(at for at in self._waiting if at <= step):
-            # Once for each step, and committed: its log then holds all of a step or nothing.
-            self._run.log(self._waiting.pop(at), step=at, commit=True)
-            self._given = at
+        with self.guard():
+            for at in sorted(at for at in self._waiting if at <= step):
+                # Once for each step, and committed: its log then holds all of a step or nothing.
+                self._run.log(self._waiting.pop(at), step=at, commit=True)
+                self._given = at
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Around what W&B is told: ends the record where W&B's process does not take it any more."""
+        try:
+            yield
+        except process_errors() as error:
+            self._lost = True
+            self._waiting.clear()
+            leave()
+            self._note(
+                f"W&B: its process is gone or refuses ({said(error)}), so it is told nothing more of this start; the "
+                "numbers go on in the run's folder, a later start makes up for what is missing, and `bts sync` uploads "
+                "what W&B was told"
+            )
 
     def upload(self, run: ObjectStore) -> None:
         """Copy what W&B has written since this start; the logs of earlier starts are the run's already."""
@@ -94,12 +121,15 @@ class WandbRecord:
                 run.put(key, path.read_bytes())
 
     def finish(self, exit_code: int) -> None:
-        """End W&B's part of this start; its log is whole afterwards."""
-        try:
+        """End W&B's part of this start; its log is whole afterwards, unless W&B's process is gone."""
+        if self._lost:
+            return
+        sent = False
+        with self.guard(), suppress(TimeoutError):  # what is left stays on disk, for `bts sync`
             self._run.finish(exit_code=exit_code)
             sent = not self._run.offline
-        except TimeoutError:
-            sent = False  # what is left stays on disk, for `bts sync`
+        if self._lost:
+            return
         # W&B's process writes the rest when it has answered.  If it never does, the next start sees to it.
         logs = list(self._folder.glob("*.wandb"))
         deadline = time.monotonic() + _CLOSING_S
@@ -114,7 +144,7 @@ class WandbRecord:
         return Path(self._run.dir).parent
 
     def _add(self, step: int, values: Mapping[str, Any]) -> None:
-        if step > self._given:
+        if step > self._given and not self._lost:
             self._waiting[step] |= values
 
 
@@ -147,18 +177,23 @@ def layered(picture: SliceOverlay, rename: Rename) -> Any:
 def open_wandb(
     config: Config, run: ObjectStore, workspace: Path, wandb_id: str, note: Note = lambda _: None
 ) -> WandbRecord | None:
-    """Begin or continue the W&B run; None when W&B is disabled.  ``note`` is told if it is offline unasked."""
+    """Begin or continue the W&B run; None when W&B is disabled.
+
+    ``note`` is told if it is offline unasked, and if it ends too early.
+    """
     if config.track.wandb == "disabled":
         return None
     rename = renaming(config, run)  # which may refuse: before W&B has begun anything
     # Also online: the server may be out of reach, now or at an earlier start.
     given = end_earlier_logs(run, wandb_id)
     wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1], note)
-    for name in _BY_EPOCH:
-        wandb_run.define_metric(name, step_metric="epoch")
     # Online the server says where it goes on.
     given = given if wandb_run.offline else wandb_run.starting_step - 1
-    return WandbRecord(wandb_run, given, rename)
+    record = WandbRecord(wandb_run, given, rename, note)
+    with record.guard():
+        for name in _BY_EPOCH:
+            wandb_run.define_metric(name, step_metric="epoch")
+    return record
 
 
 def end_earlier_logs(run: ObjectStore, wandb_id: str, below: str = "") -> int:

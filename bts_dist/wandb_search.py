@@ -49,10 +49,11 @@ def record_search(
     return not run.offline
 
 
-def mark_best(trial: Config, *, reached: bool = True) -> None:
+def mark_best(trial: Config, note: Note = lambda _: None, *, reached: bool = True) -> None:
     """Tag the run of the best trial, whose config this is, and say so in its summary.
 
-    With ``reached`` False W&B was just found out of reach: it is not asked again, for that takes seconds.
+    With ``reached`` False W&B was just found out of reach: it is not asked again, for that takes seconds.  ``note`` is
+    told if W&B's process ends too early.
     """
     if trial.track.wandb == "disabled":
         return
@@ -60,7 +61,7 @@ def mark_best(trial: Config, *, reached: bool = True) -> None:
     tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
     name = str(trial.run.name)
     folder = workspace(store, trial)
-    with stage_run(tagged, store, folder, wandb_id(store), name, reached=reached) as (run, _):
+    with stage_run(tagged, store, folder, wandb_id(store), name, note, reached=reached) as (run, _):
         run.summary["search/best"] = True
 
 

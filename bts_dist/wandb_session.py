@@ -1,7 +1,7 @@
 """W&B's own run object: what it may tell of a run, and what is done where the server does not answer.
 
-The record is of the experiment.  W&B by itself would add who ran it, where and how: host, command line, packages,
-git remote, console.  All of that is off.
+The record is of the experiment.  W&B by itself would add who ran it, where and how: user, host, program,
+command line, packages, git remote, console.  All of that is off.
 """
 
 import os
@@ -10,12 +10,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from bts_dist.commit import code_commit
 from bts_dist.config import Config
-from bts_dist.wandb_login import LoginError, check_login
+from bts_dist.wandb_login import LoginError, check_login, load_settings, without_userinfo
+from shards.errors import InputError
 
 # No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -25,7 +27,9 @@ Note = Callable[[str], None]
 START_S = 3.0
 """How long a start waits for the server, all in all."""
 _LOGIN_S = 2.0
-_LEAVE_S = 1.0
+_BEGIN_S = 0.5
+"""The least that W&B's process is given to begin a run: to it, 0 is no limit."""
+_LEAVE_S = 0.5
 _FINISH_S = 60.0
 """How long an end waits for the upload of the rest; what is left stays on disk."""
 
@@ -43,25 +47,48 @@ def begin_wandb(
 
     Where a live record is not to be had within a few seconds it is an offline one, and ``note`` is told why.  With
     ``reached`` False somebody has just found that, and nobody is asked or told again.
-    """
-    if config.track.wandb == "online" and reached:
-        import wandb
 
+    Raises:
+        InputError: a setting of W&B's is not valid.
+    """
+    try:
+        load_settings()  # before the clock: starting W&B's process is no wait for the server
+    except LoginError as error:
+        raise InputError(f"{error}; or set track.wandb=disabled") from error
+    if config.track.wandb == "online" and reached:
+        errors: tuple[type[Exception], ...] = (*process_errors(), TimeoutError)
         began, suffix = time.monotonic(), _suffix()
         try:
             check_login(_LOGIN_S)
-            left = START_S - (time.monotonic() - began)
+            left = max(_BEGIN_S, START_S - (time.monotonic() - began))
             return _begin(config, workspace, wandb_id, name, "online", left, suffix)
         except LoginError as error:
             trouble = str(error)
-        except wandb.Error as error:
-            trouble = " ".join(str(error).split())
-            _leave()
+        except errors as error:
+            trouble = said(error)
+            leave()
             # It holds no row, and `bts sync` is to find no log that is cut short.
             for begun in workspace.glob(f"wandb/run-*-{wandb_id}-{suffix}"):
                 shutil.rmtree(begun, ignore_errors=True)
         note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
-    return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
+    try:
+        return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
+    except process_errors():  # it ended with an earlier record of this process; there will be a new one
+        leave()
+        return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
+
+
+def process_errors() -> tuple[type[Exception], ...]:
+    """What W&B's calls raise when its process is gone, as when the machine ran out of memory, or refuses."""
+    import wandb
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+    return ConnectionError, HandleAbandonedError, MailboxClosedError, wandb.Error
+
+
+def said(error: Exception) -> str:
+    """What W&B says of an error, in one line."""
+    return without_userinfo(" ".join(str(error).split())) or type(error).__name__
 
 
 def _suffix() -> str:
@@ -69,12 +96,16 @@ def _suffix() -> str:
     return uuid.uuid4().hex[:6]
 
 
-def _leave() -> None:
-    """Let go of W&B's process, which goes on trying and holds the run's id."""
+def leave() -> None:
+    """Let go of W&B's process, which is gone, or goes on trying and holds the run's id; the next run has its own."""
     import wandb
 
+    def end() -> None:
+        with suppress(*process_errors()):
+            wandb.teardown()
+
     # It waits for the process, which waits for the server.
-    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread = threading.Thread(target=end, daemon=True)
     thread.start()
     thread.join(_LEAVE_S)
 
@@ -116,6 +147,9 @@ def _begin(
             console="off",
             silent=True,
             host="",
+            program="",
+            username="",
+            email="",
             x_disable_meta=True,
             x_disable_machine_info=True,
             x_save_requirements=False,

@@ -30,12 +30,13 @@ def stage_run(
     with writing(run, wandb_id):
         given = end_earlier_logs(run, wandb_id)
         wandb_run = begin_wandb(config, folder, wandb_id, name, note, reached=reached)
+        record = WandbRecord(wandb_run, 0, note=note)
         code = 1
         try:
-            yield wandb_run, max(given, wandb_run.starting_step - 1) + 1
+            with record.guard():
+                yield wandb_run, max(given, wandb_run.starting_step - 1) + 1
             code = 0
         finally:
-            record = WandbRecord(wandb_run, 0)
             record.finish(exit_code=code)
             if not isinstance(run, LocalStore):
                 record.upload(run)  # elsewhere its folder is the store

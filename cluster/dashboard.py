@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import ray
 import requests
@@ -49,12 +49,12 @@ class Dashboard(JobSubmissionClient):
         with _without(ADDRESSES):
             try:
                 super().__init__(url)
+                python = str(self.read("/api/v0/cluster_metadata")["pythonVersion"])
             except (requests.HTTPError, requests.JSONDecodeError, KeyError, RuntimeError) as error:
                 raise InputError(
                     f"{url} is not the dashboard of a Ray cluster ({error}); {_RIGHT_ADDRESS}"
                 ) from error
         _check_version(url, "Ray", self._server_ray_version or "", ray.__version__)
-        python = self.read("/api/v0/cluster_metadata")["pythonVersion"]
         _check_version(url, "Python", python, platform.python_version())
 
     @property
@@ -99,13 +99,20 @@ class Dashboard(JobSubmissionClient):
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         try:
-            return super()._do_request(method, endpoint, timeout=(CONNECT_S, ANSWER_S), **options)
+            return super()._do_request(
+                method, endpoint, timeout=(CONNECT_S, ANSWER_S), auth=_as_it_is, **options
+            )
         except AuthenticationError as error:
             raise InputError(_token_text(self._address, self._headers)) from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"no Ray dashboard answers at {self._address} ({_short(error)}); {_RIGHT_ADDRESS}"
             ) from error
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keeps Ray's token in place, for which requests would put a password that netrc has for the head."""
+    return request
 
 
 _RIGHT_ADDRESS = (
@@ -132,6 +139,8 @@ def find_url(address: str | None, configured: str | None) -> str | None:
     if found is None:
         return None
     if found.startswith(("http://", "https://")):
+        if not urlsplit(found).hostname:
+            raise InputError(f"{found!r} names no machine; {_RIGHT_ADDRESS}")
         return found.rstrip("/")
     return _ask(found)
 

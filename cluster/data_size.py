@@ -25,6 +25,7 @@ class DataSize:
     slices: Mapping[Split, int]
     bytes: Mapping[Split, int]
     """Of its shards."""
+    patients: Mapping[Split, int]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Patient:
 def size_of(manifest: Manifest) -> DataSize:
     """As the manifest lists it."""
     sizes = {split: sum(s.bytes for s in manifest.shards if s.split == split) for split in SPLITS}
-    return DataSize({split: manifest.num_samples(split) for split in SPLITS}, sizes)
+    patients = {split: len(manifest.patients[split]) for split in SPLITS}
+    return DataSize({split: manifest.num_samples(split) for split in SPLITS}, sizes, patients)
 
 
 def fold_sizes(config: Config) -> list[DataSize]:
@@ -80,6 +82,7 @@ def _size_of_split(patients: list[Patient], config: Config) -> DataSize:
     return DataSize(
         {split: sum(p.num_slices for p in own[split]) for split in SPLITS},
         {split: sum(p.bytes for p in own[split]) for split in SPLITS},
+        {split: len(own[split]) for split in SPLITS},
     )
 
 

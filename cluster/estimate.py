@@ -19,7 +19,8 @@ from cluster.data_size import DataSize, fold_sizes, size_of
 from cluster.folds import fold_config
 from cluster.gpu_use import all_gpus_work, workers_in_words
 from cluster.prices import Instance, Prices, read_prices
-from cluster.workload import Work, plan_folds, plan_work, validation_passes
+from cluster.trial_size import largest_trial
+from cluster.workload import Work, bytes_in_all, plan_folds, plan_work, validation_passes
 from shards.errors import InputError
 from shards.manifest import Manifest, find_manifest, load_manifest
 from shards.reader import PackedData
@@ -37,13 +38,17 @@ def estimate(config: Config, model: str | None, prices: Path) -> None:
     """
     listed = read_prices(prices)
     first, sizes = _data_sets(config)
-    rates = find_rates(first, check_fit(first, config.cluster.most), model)
+    data = check_fit(first, config.cluster.most)
+    rates = find_rates(first, data, model)
     work = plan_work(config, sizes[0]) if len(sizes) == 1 else plan_folds(config, sizes)
     _show_rates(rates)
+    devices = "one device" if rates.devices == 1 else f"{rates.devices} devices together"
     console.show_table(
-        f"At these rates (slices: {_places(config, sizes)}; epochs and trials: config)", _stages(work, rates)
+        f"At these rates, of {devices} (slices: {_places(config, sizes)}; epochs and trials: config)",
+        _stages(work, rates, bytes_in_all(config, sizes, work)),
     )
     console.out.print(f"  {_epoch(config, sizes, rates)}")
+    _show_search(config, data.manifest)
     console.out.print(f"  {workers_in_words(config.cluster)}")
     console.show_table(
         f"On one instance with a worker on each GPU, for which the config needs what the last column says (prices of "
@@ -59,9 +64,7 @@ def find_rates(config: Config, data: PackedData, model: str | None) -> Rates:
     Raises:
         InputError: ``model`` names a run without one.
     """
-    sides = (data.manifest.height, data.manifest.width)
-    if config.data.image_size is not None:
-        sides = (config.data.image_size, config.data.image_size)
+    sides = _sides(config, data.manifest)
     run = open_store(_recording_run(config, model), config.store)
     rows = read_metrics(run, "epoch")
     if rows:
@@ -75,6 +78,12 @@ def find_rates(config: Config, data: PackedData, model: str | None) -> Rates:
             "measure here"
         )
     return measured_rates(config, data)
+
+
+def _sides(config: Config, manifest: Manifest) -> tuple[int, int]:
+    """Pixels that the config's model sees."""
+    size = config.data.image_size
+    return (manifest.height, manifest.width) if size is None else (size, size)
 
 
 def on_instance(instance: Instance, work: Sequence[Work], rates: Rates) -> tuple[float, str]:
@@ -123,7 +132,7 @@ def _passes_of_a_validation(run: ObjectStore, config: Config, manifest: Manifest
     None where it has no checkpoint, or its data set is another one than ``manifest``'s and not found where it was.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        newest = checkpoint.fetch_newest(run, Path(scratch), lambda _: None)
+        newest = checkpoint.fetch_newest(run, Path(scratch), _say, only=("config.json", "state.json"))
         if newest is None:
             return None
         own, data_id = checkpoint.read_config(newest), checkpoint.read_progress(newest).data_id
@@ -136,6 +145,10 @@ def _passes_of_a_validation(run: ObjectStore, config: Config, manifest: Manifest
     if other is None or other.data_id != data_id:
         return None
     return other.num_samples("val") * validation_passes(own)
+
+
+def _say(text: str) -> None:
+    console.out.print(f"  {text}", markup=False)
 
 
 def _show_rates(rates: Rates) -> None:
@@ -152,7 +165,20 @@ def _show_rates(rates: Rates) -> None:
         )
 
 
-def _stages(work: Sequence[Work], rates: Rates) -> list[tuple[str, ...]]:
+def _show_search(config: Config, manifest: Manifest) -> None:
+    """Say how much larger than the config's own the models of a search may be."""
+    if not config.tune.trials:
+        return
+    most = largest_trial(config, (manifest.height, manifest.width))
+    if most > 1:
+        console.out.print(
+            f"  the search tries models and sizes of up to {most:.3g} × the operations a slice: tune, and what follows "
+            "with the best one, may take as many times what is said here, which is of the config's own",
+            markup=False,
+        )
+
+
+def _stages(work: Sequence[Work], rates: Rates, bytes_read: int) -> list[tuple[str, ...]]:
     rows = [("stage", "slices trained", "forward passes", "time", "bytes read by a node", "")]
     for part in work:
         known = part.trained or rates.predict is not None
@@ -160,7 +186,7 @@ def _stages(work: Sequence[Work], rates: Rates) -> list[tuple[str, ...]]:
         rows.append((part.stage, f"{part.trained:,}", f"{part.passes:,}", time, _size(part.bytes), part.note))
     total = duration(sum(part.seconds(rates.train, rates.predict) for part in work))
     sums = (f"{sum(p.trained for p in work):,}", f"{sum(p.passes for p in work):,}")
-    return [*rows, ("all", *sums, total, _size(sum(p.bytes for p in work)), "one after the other")]
+    return [*rows, ("all", *sums, total, _size(bytes_read), "one after the other")]
 
 
 def _epoch(config: Config, sizes: Sequence[DataSize], rates: Rates) -> str:
@@ -179,7 +205,7 @@ def _instances(config: Config, prices: Prices, work: Sequence[Work], rates: Rate
         money = (f"{hours * instance.on_demand:.2f}", f"{hours * instance.spot:.2f}")
         gpus = f"{instance.gpus} × {instance.gpu}"
         figures = (duration(hours * 3600), f"{hours * instance.gpus:.2f}", *money)
-        rows.append((instance.name, gpus, *figures, how, all_gpus_work(config.cluster, instance.gpus)))
+        rows.append((instance.name, gpus, *figures, how, all_gpus_work(config, instance.gpus)))
     return rows
 
 

@@ -1,6 +1,6 @@
 """Which GPUs the workers of a config will use, said before there is a cluster to look at."""
 
-from bts_dist.config import ClusterConfig
+from bts_dist.config import ClusterConfig, Config
 
 
 def workers_in_words(cluster: ClusterConfig) -> str:
@@ -27,21 +27,25 @@ def workers_in_words(cluster: ClusterConfig) -> str:
     return f"workers: {span} (cluster.workers) with {each:g} GPU each: {gpus} GPUs"
 
 
-def all_gpus_work(cluster: ClusterConfig, gpus: int) -> str:
+def all_gpus_work(config: Config, gpus: int) -> str:
     """The settings with which all of an instance's ``gpus`` are at work; nothing where the config has them so.
 
-    A worker computes on one GPU, whatever share or number of them it reserves.
+    A worker computes on one GPU, whatever share or number of them it reserves, and needs a slice of each global batch.
     """
-    each, settings = cluster.gpus_per_worker, list[str]()
-    if each is not None and (each == 0 or (each > 1 and cluster.runtime == "ray")):
+    cluster, settings, workers = config.cluster, list[str](), gpus
+    if cluster.runtime == "torchrun" and gpus > 1:
+        settings.append(f"--nproc-per-node={gpus}")
+    elif cluster.runtime == "local" and gpus > 1:
+        settings.append("cluster.runtime=ray")
+    on_ray = cluster.runtime == "ray" or "cluster.runtime=ray" in settings
+    each = cluster.gpus_per_worker
+    if each is not None and (each == 0 or (each > 1 and on_ray)):
         each = None
         settings.append("cluster.gpus_per_worker=1")
-    if cluster.runtime != "ray":
-        apart = f"--nproc-per-node={gpus}"
-        if cluster.runtime == "local":
-            apart = f"cluster.runtime=ray, cluster.workers={gpus}"
-        return ", ".join([*([] if gpus == 1 else [apart]), *settings])
-    workers = gpus if each is None else gpus * int(1 / each + 1e-9)
-    if not cluster.fewest <= workers <= cluster.most:
-        settings.insert(0, f"cluster.workers={workers}")
+    if on_ray:
+        workers = gpus if each is None else gpus * int(1 / each + 1e-9)
+        if not cluster.fewest <= workers <= cluster.most:
+            settings.append(f"cluster.workers={workers}")
+    if workers > config.train.global_batch:
+        settings.append(f"train.global_batch={workers}")
     return ", ".join(settings)

@@ -10,9 +10,13 @@ from types import FrameType
 def interruption_held(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """The first Ctrl-C in here is told and raised at the end, a second one at once.
 
-    An error that happens meanwhile comes before a Ctrl-C that is held.
+    An error that happens meanwhile comes before a Ctrl-C that is held.  Where Ctrl-C is ignored, as in the background
+    of a script or after SIGTERM, it stays so.
     """
     before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        yield
+        return
     held = False
 
     def hold(number: int, frame: FrameType | None) -> None:

@@ -74,12 +74,15 @@ def spot_seconds(endpoint: str = METADATA, now: Callable[[], float] = time.time)
         if error.code == 404:  # nothing is planned
             return None
         raise
-    end = datetime.strptime(action["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    try:
+        end = datetime.strptime(action["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no time is in the notice {action!r}") from error
     return end.timestamp() - now()
 
 
 def drain(node: str, seconds: int) -> None:
-    """Tell Ray that a node goes in so many seconds.
+    """Tell Ray that a node goes in so many seconds, which it has to accept before they are over.
 
     Raises:
         subprocess.SubprocessError: Ray does not accept it, or does not answer in time.
@@ -88,7 +91,7 @@ def drain(node: str, seconds: int) -> None:
     ray = Path(sys.executable).with_name("ray")
     notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the machine is taken away"]
     command = [str(ray), "drain-node", f"--node-id={node}", f"--deadline-remaining-seconds={seconds}"]
-    subprocess.run([*command, *notice], check=True, timeout=TELL_S)
+    subprocess.run([*command, *notice], check=True, timeout=min(TELL_S, max(1, seconds)))
 
 
 def watch_spot(
@@ -128,14 +131,15 @@ def leave(
     busy: Callable[[], bool] = trains,
     notify: Notify = drain,
     sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> None:
     """Tell Ray that this machine goes, and wait for as long as it trains, ``seconds`` at most."""
-    name = node()
+    end, name = now() + seconds, node()
     if name is None or not busy():
         return
     told = False
-    for waited in range(seconds):
-        told = told or _told(notify, name, seconds - waited)
+    while (left := end - now()) > 0:
+        told = told or _told(notify, name, int(left))
         if not busy():
             return
         sleep(1)

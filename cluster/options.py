@@ -1,5 +1,6 @@
 """The options that commands share, and what is made of them."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -53,4 +54,7 @@ def load_to_score(config: list[Path] | None, overrides: list[str] | None, model:
 
 def same(config: list[Path] | None, overrides: list[str] | None) -> str:
     """The options as typed, for the next command."""
-    return " ".join([*(f"--config {c}" for c in config or []), *(f"--set {o}" for o in overrides or [])])
+    options = [("--config", str(path)) for path in config or []] + [
+        ("--set", text) for text in overrides or []
+    ]
+    return shlex.join(word for option in options for word in option)

@@ -1,7 +1,9 @@
 """What machines cost: a YAML file that users edit (``configs/prices.yaml``)."""
 
 import re
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -50,6 +52,12 @@ class Prices(Section):
     """When the prices were looked up."""
     instances: list[Instance] = Field(min_length=1)
 
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, found: Any) -> Any:
+        # Without quotes YAML reads 2026-11-25 as a date of its own.
+        return found.isoformat() if isinstance(found, date) else found
+
 
 def read_prices(path: Path) -> Prices:
     """The file's prices.
@@ -64,7 +72,7 @@ def read_prices(path: Path) -> Prices:
         raise InputError(
             f"{path}: no prices to read ({(error.strerror or str(error)).lower()}); name a file with --prices"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {error}; mend it as configs/prices.yaml is") from error
     except ValidationError as error:
         first = error.errors()[0]

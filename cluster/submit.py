@@ -108,7 +108,11 @@ def _may_have_started(dashboard: Dashboard, job: str) -> str:
 def head_python(dashboard: Dashboard) -> str:
     """The interpreter that the head's Ray runs under; it need not be the one that is found first there."""
     marker = "--python_worker_command="
-    for node in dashboard.read("/nodes?view=summary")["summary"]:
+    try:
+        nodes = dashboard.read("/nodes?view=summary")["summary"]
+    except RuntimeError:  # a head that does not say
+        nodes = []
+    for node in nodes:
         if node["raylet"].get("isHeadNode"):
             words = (word for word in node.get("cmdline", ()) if word.startswith(marker))
             return next((word.removeprefix(marker).split()[0] for word in words), "python")

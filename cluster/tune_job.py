@@ -202,4 +202,4 @@ def _tell_wandb(course: Course, winner: Trial, note: Callable[[str], None]) -> N
         folder = place.root if isinstance(place, LocalStore) else Path(scratch)
         rows = search_rows(config.tune, list(course.trials.values()))
         reached = record_search(grouped, place, folder, rows, winner.number, note)
-    mark_best(trial_config(config, ledger, winner), reached=reached)
+    mark_best(trial_config(config, ledger, winner), note, reached=reached)

@@ -68,6 +68,13 @@ class Searcher:
             case "optuna":
                 return self._learned(number, trials)
 
+    def examples(self) -> list[Values]:
+        """What comes first, and proposals of the search; of Optuna, which learns, what it may draw."""
+        tune = self.config.tune
+        if tune.search == "grid":
+            return [*self.first, *itertools.islice(self.space.grid(), max(SHOWN, tune.trials))]
+        return [*self.first, *map(self._random, range(len(self.first), max(SHOWN, tune.trials)))]
+
     def _random(self, number: int) -> Values:
         return self.space.draw(_Random(random.Random(seed_of(self.config.tune.seed, number))))
 
@@ -115,7 +122,7 @@ def make_searcher(config: Config) -> Searcher:
         check_values(config, where, values)
         first.append({**_unconditional(first[0], values), **values})
     searcher = Searcher(config, space, first)
-    for values in _known(searcher):
+    for values in searcher.examples()[len(first) :]:
         check_values(config, f"tune.space: {json.dumps(values)}", values)
     return searcher
 
@@ -131,14 +138,6 @@ def _unconditional(own: Values, point: Values) -> Values:
         key.rpartition(".")[0] for key in point if key.endswith(".kind") and own.get(key) != point[key]
     }
     return {key: value for key, value in own.items() if key.rpartition(".")[0] not in changed}
-
-
-def _known(searcher: Searcher) -> list[Values]:
-    """Proposals to check beforehand: the search's own, or examples of what Optuna may draw."""
-    tune = searcher.config.tune
-    if tune.search == "grid":
-        return list(itertools.islice(searcher.space.grid(), max(SHOWN, tune.trials)))
-    return [searcher._random(number) for number in range(len(searcher.first), max(SHOWN, tune.trials))]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bts_dist import choosing, score
 from bts_dist.config import Config
 from cluster.data_size import DataSize
+from cluster.tune_space import parse_space
 from shards.plan import Split
 
 
@@ -35,8 +37,9 @@ def plan_work(config: Config, size: DataSize) -> list[Work]:
     """
     tune, stages = config.tune, []
     if tune.trials:
-        note = f"at most: {tune.trials} trials of {tune.epochs} epochs, none stopped early"
-        stages.append(_training("tune", config, size, tune.epochs, tune.trials, note))
+        trials = _num_trials(config)
+        note = f"at most: {trials} trials of {tune.epochs} epochs, none stopped early"
+        stages.append(_training("tune", config, size, tune.epochs, trials, note))
         if tune.confirm:
             stages.append(_confirmation(config, size))
     early = f"at most: train.early_stop={config.train.early_stop}" if config.train.early_stop else ""
@@ -61,10 +64,18 @@ def plan_folds(config: Config, sizes: Sequence[DataSize]) -> list[Work]:
     return [*stages, replace(again, stage="score together")]
 
 
+def bytes_in_all(config: Config, sizes: Sequence[DataSize], work: Sequence[Work]) -> int:
+    """Bytes that a node reads in all stages together, at most: what stays on its disk is there for later stages."""
+    once = sum(num for size in sizes for num in size.bytes.values())
+    stages = sum(part.bytes for part in work)
+    return min(once, stages) if _kept(config, once) else stages
+
+
 def most_members(config: Config) -> int:
     """The most checkpoints that choosing may average: the best one, others that are kept, and ``score.ensemble``.
 
     The newest ``train.keep_checkpoints`` are kept and the best one beside them, and only those that end an epoch count.
+    A run that is extended may keep more: what its best checkpoint was averaged with before.
     """
     if "ensemble" not in config.score.choices:
         return 1
@@ -82,6 +93,14 @@ def validation_passes(config: Config) -> int:
     return 2 if config.score.mirror else 1
 
 
+def _num_trials(config: Config) -> int:
+    """As many as the search has: a grid may end before ``tune.trials``."""
+    tune = config.tune
+    if tune.search != "grid":
+        return tune.trials
+    return min(tune.trials, 1 + len(tune.points) + parse_space(config).grid_size())
+
+
 def _words(members: int, mirror: int) -> str:
     many = f"at most {members} checkpoints" if members > 1 else "one checkpoint"
     return f"{many}, mirrored" if mirror == 2 else many
@@ -96,7 +115,7 @@ def _confirmation(config: Config, size: DataSize) -> Work:
     return replace(
         work,
         passes=work.passes + pairs * scored.passes,
-        bytes=work.bytes + _bytes(config, size, ("test",), pairs),
+        bytes=work.bytes + (scored.bytes if _kept(config, scored.bytes) else pairs * scored.bytes),
     )
 
 
@@ -112,7 +131,21 @@ def _training(stage: str, config: Config, size: DataSize, epochs: int, times: in
 
 
 def _prediction(stage: str, config: Config, size: DataSize, split: Split, passes: int, note: str) -> Work:
-    return Work(stage, 0, size.slices[split] * passes, _bytes(config, size, (split,), 1), note)
+    # Each task reads for itself, and what it needs may lie in every shard.
+    return Work(
+        stage,
+        0,
+        size.slices[split] * passes,
+        _bytes(config, size, (split,), _tasks(config, size, split)),
+        note,
+    )
+
+
+def _tasks(config: Config, size: DataSize, split: Split) -> int:
+    """How many tasks the patients of a split are dealt out to, as scoring and choosing do."""
+    workers = config.cluster.most if config.cluster.runtime == "ray" else 1
+    num_tasks = score.num_tasks if split == "test" else choosing.num_tasks
+    return num_tasks(size.patients[split], workers)
 
 
 def _sum(parts: Sequence[Work], note: str) -> Work:
@@ -134,5 +167,9 @@ def _bytes(config: Config, size: DataSize, splits: tuple[Split, ...], repeats: i
     if "://" not in config.data.shards:
         return 0
     once = sum(size.bytes[split] for split in splits)
-    kept = config.data.cache != "none" and once <= config.store.cache_gib * 2**30
-    return once if kept else once * repeats
+    return once if _kept(config, once) else once * repeats
+
+
+def _kept(config: Config, num_bytes: int) -> bool:
+    """Whether so many bytes of shards stay on a node's disk."""
+    return config.data.cache != "none" and num_bytes <= config.store.cache_gib * 2**30

@@ -6,6 +6,7 @@ It answers what wandb 0.31 asks on `wandb sync`, and keeps rows as W&B does: at 
 import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ class RunServer:
     """Until it is set, runs can be asked for and not begun."""
     uploads: int = 0
     """How often a client began to send rows."""
+    delay_s: float = 0.0
+    """How long every answer takes."""
+    received: list[bytes] = field(default_factory=list)
+    """All that came of every request, but for the credentials: its line, its headers and its body."""
 
     @property
     def steps(self) -> list[int]:
@@ -73,6 +78,9 @@ def run_server() -> Iterator[RunServer]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
+            headers = [f"{name}: {value}" for name, value in self.headers.items() if name != "Authorization"]
+            found.received.append("\n".join([self.requestline, *headers, ""]).encode() + body)
+            time.sleep(found.delay_s)
             answer: dict[str, Any] = {}
             lost = found.cut and self.path != "/graphql"
             if self.path == "/graphql":
@@ -87,6 +95,9 @@ def run_server() -> Iterator[RunServer]:
             self.wfile.write(data)
 
         def do_PUT(self) -> None:
+            self.do_POST()
+
+        def do_GET(self) -> None:
             self.do_POST()
 
         def log_message(self, *_: object) -> None: ...

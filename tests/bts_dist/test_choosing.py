@@ -125,6 +125,25 @@ def test_workers_and_their_order_change_nothing(run: str, config: Config) -> Non
     assert records[0] == records[1]
 
 
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_shards_are_read_as_the_config_says(
+    run: str, config: Config, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    seen = []
+    init = PackedData.__init__
+
+    def opened(self: PackedData, uri: str, *rest: Any) -> None:
+        seen.append(rest)
+        init(self, uri, *rest)
+
+    monkeypatch.setattr(PackedData, "__init__", opened)
+    config = with_overrides(config, {"data.cache": cache})
+    run_choosing(find_model(run, STORE), config, 1, map)
+    tasks = [rest[1].cache for rest in seen if len(rest) == 2]
+    assert tasks == [cache] * len(tasks)
+    assert tasks
+
+
 def test_a_task_without_a_gpu_takes_none_though_torch_sees_one(
     run: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

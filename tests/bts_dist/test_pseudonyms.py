@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bts_dist import pseudonyms
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.pseudonyms import FINGERPRINT_FILE, KEY_FILE, VARIABLE, fingerprint, pseudonym, renaming
@@ -115,9 +116,26 @@ def test_of_two_machines_with_two_keys_one_names_nobody(
     late = renaming(config, run)  # nothing is known yet
     monkeypatch.setenv(VARIABLE, KEY)
     first = renaming(config, run)("a")
-    with pytest.raises(InputError, match="two names in one run"):
+    with pytest.raises(InputError, match=r"is not set on this machine.*two names in one run"):
         late("a")
+    assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE], "no key is left that names nobody"
     assert renaming(config, run)("a") == first
+
+
+def test_a_key_that_was_drawn_too_late_is_not_left(
+    config: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine's fingerprint comes between the look and the drawing."""
+    own_key = pseudonyms._own_key
+
+    def slow(store: LocalStore) -> bytes:
+        run.put(FINGERPRINT_FILE, fingerprint(KEY.encode()).encode())
+        return own_key(store)
+
+    monkeypatch.setattr(pseudonyms, "_own_key", slow)
+    with pytest.raises(InputError, match=r"is not set on this machine.*two names in one run"):
+        renaming(config, run)("a")
+    assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE]
 
 
 def test_names_stay_where_they_are_wanted(config: Config, run: LocalStore) -> None:

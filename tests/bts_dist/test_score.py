@@ -327,6 +327,26 @@ def test_predicting_another_way_than_in_validation_is_refused(own: LocalStore, c
     assert own.list("score/") == []
 
 
+class Elsewhere:
+    """A folder as if it were a store that shards have to be fetched from."""
+
+    def __init__(self, root: str) -> None:
+        self._store = LocalStore(root, Path(root))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("cache", ["none", "auto"])
+def test_shards_are_kept_on_disk_only_where_they_may_be(
+    own: LocalStore, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    monkeypatch.setattr("shards.reader.open_store", lambda uri, _: Elsewhere(uri))
+    places = {"store.cache_dir": str(tmp_path / "cache"), "data.cache": cache}
+    run_score(find_model(own.uri, STORE), with_overrides(config, places), 1, backwards)
+    assert any((tmp_path / "cache").rglob("*.tar")) is (cache == "auto")
+
+
 def test_a_task_without_a_gpu_takes_none_though_torch_sees_one(
     own: LocalStore, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import wandb
+from wandb.sdk.lib import wbauth
 
 from bts_dist.wandb_login import Login, LoginError, check_login, last_step
 
@@ -30,12 +31,15 @@ class StandIn:
 
     def __init__(self, answers: Answers) -> None:
         self.asked: list[tuple[str, str | None, bytes]] = []
+        self.tokens: list[str | None] = []
+        """Those of a gateway before the server, of every request."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.asked.append((self.path, self.headers["Authorization"], body))
+                outer.tokens.append(self.headers["X-Gateway-Token"])
                 status, answer = answers[self.path]
                 self.send_response(status)
                 if status == 302:
@@ -45,6 +49,7 @@ class StandIn:
 
             def do_GET(self) -> None:
                 outer.asked.append((self.path, self.headers["Authorization"], b""))
+                outer.tokens.append(self.headers["X-Gateway-Token"])
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(b"<html>please log in to this network</html>")
@@ -170,15 +175,73 @@ def test_how_far_a_run_has_come(
     assert variables == {"entity": None, "project": "bts-dist", "name": "id"}
 
 
-def test_the_key_goes_to_nobody_that_a_redirect_leads_to(
+def test_key_and_headers_go_to_nobody_that_a_redirect_leads_to(
     monkeypatch: pytest.MonkeyPatch, serve: Callable[[Answers], StandIn]
 ) -> None:
     portal = serve({})
     server = serve({"/graphql": (302, portal.address)})
     at(monkeypatch, server.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb.setup().settings, "x_extra_http_headers", {"X-Gateway-Token": "secret"})
     assert "answers, and not as W&B does" in refused()
-    assert [key for _, key, _ in portal.asked] == [None]
+    assert server.tokens == ["secret"]
+    assert [key for _, key, _ in portal.asked] == portal.tokens == [None]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"), [(200, KNOWN), (200, {"data": {"viewer": None}}), (200, []), (401, {}), (500, {})]
+)
+def test_a_password_in_the_servers_address_is_neither_shown_nor_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[[Answers], StandIn], status: int, answer: object
+) -> None:
+    server = serve({"/graphql": (status, answer)})
+    at(monkeypatch, server.address.replace("://", "://user:secret@"))
+    assert f"not logged in to {server.address}; run `wandb login --host {server.address}`" in refused()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    if answer == KNOWN:
+        assert check_login() == Login(server.address, "marie")
+    else:
+        said = refused()
+        assert said.startswith(f"{server.address} ")
+        assert "secret" not in said
+    assert server.asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"WANDB_BASE_URL": "user:secret@wandb.hospital.org"}, "base_url"),
+        ({"WANDB_BASE_URL": "https://wandb.ai/secret"}, "base_url"),
+        ({"WANDB_INIT_TIMEOUT": "secret"}, "init_timeout"),
+    ],
+)
+def test_a_setting_that_is_not_valid_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], name: str
+) -> None:
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    wandb.teardown()  # it reads the environment when it is next asked
+    try:
+        said = refused()
+    finally:
+        monkeypatch.undo()
+        wandb.teardown()
+    assert said.startswith(
+        f"W&B's setting {name} is not valid; mend WANDB_{name.upper()}, or {name} in W&B's"
+    )
+    assert ("an address such as https://api.wandb.ai" in said) == (name == "base_url")
+    assert "secret" not in said
+    assert "pydantic" not in said
+
+
+def test_another_wandb_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def authenticate_session(host: str) -> None: ...
+
+    monkeypatch.setattr(wbauth, "authenticate_session", authenticate_session)
+    assert f"wandb {wandb.__version__} is not known here (" in refused()
+    assert "; install wandb 0.31" in refused()
+    monkeypatch.delattr(wbauth, "authenticate_session")
+    assert "; install wandb 0.31" in refused()
 
 
 def test_a_server_that_is_silent_is_not_there_or_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,14 @@ import wandb
 from wandb_log import read_all
 from wandb_server import run_server
 
+from bts_dist import wandb_session
+from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.track import read_metrics
+from bts_dist.wandb_login import LoginError
+from bts_dist.wandb_session import begin_wandb
 from bts_dist.wandb_upload import find_records, upload
+from shards.errors import InputError
 from shards.store import LocalStore
 
 DELAY_S = 5.0
@@ -105,7 +111,15 @@ def begun(
     return said
 
 
-@pytest.mark.parametrize("server", [refusing, silent, broken], ids=lambda server: server.__name__)
+@contextmanager
+def slow() -> Iterator[str]:
+    """A server that knows who it speaks to, and takes its time for every answer."""
+    with run_server() as server:
+        server.delay_s = 1.8
+        yield server.address
+
+
+@pytest.mark.parametrize("server", [refusing, silent, broken, slow], ids=lambda server: server.__name__)
 def test_out_of_reach_delays_the_start_by_seconds_and_leaves_an_offline_record(
     server: Any, tmp_path: Path
 ) -> None:
@@ -115,10 +129,49 @@ def test_out_of_reach_delays_the_start_by_seconds_and_leaves_an_offline_record(
     assert said["took"] < DELAY_S
     [note] = said["notes"]
     assert "recording offline, `bts sync` uploads it later" in note
-    if server is not broken:
+    if server in (refusing, silent):
         assert f"{url} does not answer" in note
     assert len(list(tmp_path.glob("wandb/offline-run-*/run-id.wandb"))) == 1
     assert list(tmp_path.glob("wandb/run-*")) == [], "nothing is left of the start that failed"
+
+
+def test_a_start_whose_time_is_up_is_an_offline_one(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the machine was busy while the server was asked: W&B's process waits without end if given 0 s."""
+    asked: list[tuple[str, float]] = []
+
+    def init(*, mode: str, settings: wandb.Settings, **_: object) -> str:
+        asked.append((mode, settings.init_timeout))
+        if mode == "online":
+            raise TimeoutError("Timed out waiting for response on abc")
+        return "offline run"
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb_session, "leave", lambda: None)
+    monkeypatch.setattr(wandb_session, "START_S", 0.1)
+    monkeypatch.setattr(wandb_session, "check_login", lambda within_s: time.sleep(0.2))
+    notes: list[str] = []
+    online = with_overrides(config, {"track.wandb": "online"})
+    assert begin_wandb(online, tmp_path, "id", "run", notes.append) == "offline run"
+    assert [mode for mode, _ in asked] == ["online", "offline"]
+    assert asked[0][1] == pytest.approx(0.5)
+    assert notes == [
+        "W&B: Timed out waiting for response on abc; recording offline, `bts sync` uploads it later"
+    ]
+
+
+def test_a_setting_of_wandbs_that_is_not_valid_is_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_settings() -> None:
+        raise LoginError("W&B's setting base_url is not valid; mend WANDB_BASE_URL")
+
+    monkeypatch.setattr(wandb_session, "load_settings", load_settings)
+    with pytest.raises(
+        InputError, match=r"base_url is not valid; mend WANDB_BASE_URL; or set track\.wandb=disabled"
+    ):
+        begin_wandb(with_overrides(config, {"track.wandb": "offline"}), tmp_path, "id", "run")
 
 
 def test_who_is_not_logged_in_is_told_how_to_be(tmp_path: Path) -> None:

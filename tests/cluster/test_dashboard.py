@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import ray
@@ -16,6 +17,8 @@ from cluster.dashboard import ADDRESSES, Dashboard, find_url
 from shards.errors import InputError, UnreachableError
 
 Answers = dict[str, tuple[int, str]]
+AUTHORIZATIONS: list[str | None] = []
+"""What came with each request."""
 GOOD = {"Ray": ray.__version__, "Python": platform.python_version()}
 
 
@@ -31,6 +34,7 @@ def server(answer: Callable[[str], tuple[int, str]]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            AUTHORIZATIONS.append(self.headers["Authorization"])
             status, text = answer(self.path)
             self.send_response(status)
             self.end_headers()
@@ -71,6 +75,38 @@ def test_the_address_of_rays_other_client_is_refused() -> None:
         InputError, match=r"ray://head:10001 is not an address of a dashboard; .*http://HEAD:8265"
     ):
         find_url("ray://head:10001", None)
+
+
+@pytest.mark.parametrize("address", ["", "http://", "https:///path", ":8265"])
+def test_an_address_without_a_machine_is_refused(address: str) -> None:
+    with pytest.raises(
+        InputError, match=r"names no machine; give the head's, as in --address http://HEAD:8265"
+    ):
+        find_url(address, None)
+
+
+def test_a_password_for_the_head_does_not_take_the_tokens_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password canary\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    AUTHORIZATIONS.clear()
+    with server(cluster(GOOD)) as url:
+        Dashboard(url)
+    assert AUTHORIZATIONS
+    assert not any(sent is not None and sent.startswith("Basic") for sent in AUTHORIZATIONS)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_dashboard_that_does_not_tell_its_python_is_none(status: int) -> None:
+    def answer(path: str) -> tuple[int, str]:
+        return (status, "{}") if "metadata" in path else cluster(GOOD)(path)
+
+    with (
+        server(answer) as url,
+        pytest.raises(InputError, match=rf"{url} is not the dashboard .*status {status}"),
+    ):
+        Dashboard(url)
 
 
 def test_the_environment_does_not_win_over_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

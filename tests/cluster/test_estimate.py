@@ -1,5 +1,6 @@
 """``bts estimate`` says where each figure comes from, and its arithmetic holds."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_without_a_record_it_measures_and_with_one_it_reads(
 ) -> None:
     assert guarded(words(config)) == 0
     printed = capsys.readouterr().out
-    assert "measured here and now on" in printed
+    assert "measured here and now by one process on" in printed
+    assert "At these rates, of one device" in printed
     assert "scaled by FLOP/s, not measured" in printed
     assert "p5.48xlarge" in printed
     assert "choose" in printed
@@ -71,6 +73,13 @@ def test_without_a_record_it_measures_and_with_one_it_reads(
     other = words(config, "--set", "run.name=other", "--set", "model.features=8", "--model", str(root))
     assert guarded(other) == 0
     assert "scaled by operations a slice" in capsys.readouterr().out
+    search = ["tune.trials=2", "tune.search=grid", "tune.space={model.features: {choice: [4, 16]}}"]
+    assert guarded(words(config, *(word for text in search for word in ("--set", text)))) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"models and sizes of up to 1\d\.\d × the operations a slice", printed)
+    assert "--set 'tune.space={model.features: {choice: [4, 16]}}'" in printed, (
+        "what comes next can be pasted"
+    )
     # Folds that are yet to be packed, from the same patients.
     assert guarded(words(config, "--set", "split.fold=all")) == 0
     printed = capsys.readouterr().out
@@ -178,14 +187,21 @@ def test_a_gpu_without_a_name_is_refused(gpu: str) -> None:
     [
         ("[", "is no YAML"),
         ("date: 2020", "currency"),
+        ("currency: \xa3", "is no YAML"),
         (PRICES.read_text(encoding="utf-8").partition("instances:")[0] + "instances: []", "instances"),
     ],
 )
 def test_a_price_list_that_is_none(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "prices.yaml"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=message):
         read_prices(path)
+
+
+def test_a_date_of_yamls_own_is_a_date(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(re.sub("(?m)^date: .*$", "date: 2026-11-25", PRICES.read_text(encoding="utf-8")))
+    assert read_prices(path).date == "2026-11-25"
 
 
 def test_the_price_list_that_comes_along_is_one_to_edit(tmp_path: Path) -> None:

@@ -214,3 +214,14 @@ def test_a_held_ctrl_c_comes_at_the_end_and_a_second_one_at_once() -> None:
         interrupted(1, done, ZeroDivisionError())
     assert done == ["finished", "told", "finished", "told", "told", "finished"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    done: list[str] = []
+    try:
+        interrupted(3, done)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["finished"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from http.client import HTTPException, HTTPMessage, IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.error import HTTPError, URLError
 
 import pytest
@@ -27,7 +27,7 @@ NODE = "ab" * 28
 class Metadata(BaseHTTPRequestHandler):
     """AWS's metadata service, as its user guide describes it: a token first, then 404 until there is a notice."""
 
-    action: ClassVar[dict[str, str] | None] = None
+    action: ClassVar[Any] = None
 
     def do_PUT(self) -> None:
         allowed = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
@@ -67,6 +67,15 @@ def test_aws_says_nothing_until_it_takes_the_machine_back(
     assert spot_seconds(endpoint) is None
     monkeypatch.setattr(Metadata, "action", {"action": "terminate", "time": "2026-01-01T00:02:00Z"})
     assert spot_seconds(endpoint, now=lambda: 1767225600.0) == 120.0
+
+
+@pytest.mark.parametrize("action", [{"action": "hibernate"}, [], "soon", {"time": 5}, {"time": "soon"}])
+def test_a_notice_of_another_form_raises_what_is_heeded(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, action: Any
+) -> None:
+    monkeypatch.setattr(Metadata, "action", action)
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+        spot_seconds(endpoint)
 
 
 def test_a_notice_is_passed_on_once_with_time_to_spare() -> None:
@@ -123,17 +132,34 @@ def test_a_service_that_breaks_off_raises_what_is_heeded(broken: str) -> None:
         thread.join()
 
 
-class Deaf:
-    """Ray, which takes a notice only when it is told for the last of so many times."""
+class Clock:
+    """A clock that goes on by what is waited."""
 
-    def __init__(self, *failures: Exception) -> None:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Deaf:
+    """Ray, which takes a notice only when it is told for the last of so many times; a timeout takes its time."""
+
+    def __init__(self, *failures: Exception, clock: Clock | None = None) -> None:
         self.failures = list(failures)
+        self.clock = clock
         self.told: list[int] = []
 
     def __call__(self, node: str, seconds: int) -> None:
         self.told.append(seconds)
         if self.failures:
-            raise self.failures.pop(0)
+            failure = self.failures.pop(0)
+            if self.clock is not None and isinstance(failure, subprocess.TimeoutExpired):
+                self.clock.wait(failure.timeout)
+            raise failure
 
 
 FAILURES = (subprocess.CalledProcessError(1, "ray"), subprocess.TimeoutExpired("ray", 20), OSError("no ray"))
@@ -148,9 +174,27 @@ def test_a_notice_that_ray_does_not_take_is_given_again_with_the_time_there_stil
 
 def test_a_pod_tells_ray_again_too() -> None:
     busy = iter([True] * 6 + [False])
-    ray = Deaf(*FAILURES)
-    leave(100, lambda: NODE, lambda: next(busy), ray, lambda _: None)
-    assert ray.told == [100, 99, 98, 97]
+    clock = Clock()
+    ray = Deaf(*FAILURES, clock=clock)
+    leave(100, lambda: NODE, lambda: next(busy), ray, clock.wait, clock.now)
+    # The deadline that Ray is told is always the same moment.
+    assert ray.told == [100, 99, 78, 77]
+
+
+def test_a_pod_whose_ray_hangs_waits_no_longer_than_it_may() -> None:
+    clock = Clock()
+    ray = Deaf(*[subprocess.TimeoutExpired("ray", 20)] * 9, clock=clock)
+    leave(100, lambda: NODE, lambda: True, ray, clock.wait, clock.now)
+    assert ray.told == [100, 79, 58, 37, 16]
+    assert 100 <= clock.seconds < 121
+
+
+def test_ray_has_no_longer_to_accept_a_notice_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(notice.subprocess, "run", lambda command, *, timeout, **_: limits.append(timeout))
+    for seconds in (100, 5, 0):
+        notice.drain(NODE, seconds)
+    assert limits == [20, 5, 1]
 
 
 def test_the_watch_ends_with_ray() -> None:
@@ -163,16 +207,16 @@ def test_the_watch_ends_with_ray() -> None:
 def test_a_pod_stays_while_it_trains() -> None:
     busy = iter([True, True, True, False])
     told: list[tuple[str, int]] = []
-    waits: list[float] = []
-    leave(100, lambda: NODE, lambda: next(busy), lambda *n: told.append(n), waits.append)
+    clock = Clock()
+    leave(100, lambda: NODE, lambda: next(busy), lambda *n: told.append(n), clock.wait, clock.now)
     assert told == [(NODE, 100)]
-    assert waits == [1, 1]
+    assert clock.seconds == 2
 
 
 def test_a_pod_stays_no_longer_than_it_may() -> None:
-    waits: list[float] = []
-    leave(7, lambda: NODE, lambda: True, lambda *_: None, waits.append)
-    assert len(waits) == 7
+    clock = Clock()
+    leave(7, lambda: NODE, lambda: True, lambda *_: None, clock.wait, clock.now)
+    assert clock.seconds == 7
 
 
 @pytest.mark.parametrize(("node", "busy"), [(None, True), (NODE, False)])

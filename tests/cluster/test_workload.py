@@ -18,11 +18,15 @@ from bts_dist.runtime import LocalRuntime
 from bts_dist.train import train
 from cluster.data_size import DataSize, size_of
 from cluster.score_job import run_choice, run_scoring
-from cluster.workload import Work, most_members, plan_folds, plan_work
+from cluster.workload import Work, bytes_in_all, most_members, plan_folds, plan_work
 from shards.manifest import load_manifest
 from shards.store import open_store
 
-SIZE = DataSize({"train": 70, "val": 10, "test": 20}, {"train": 7000, "val": 1000, "test": 2000})
+SIZE = DataSize(
+    {"train": 70, "val": 10, "test": 20},
+    {"train": 7000, "val": 1000, "test": 2000},
+    {"train": 14, "val": 2, "test": 12},
+)
 
 
 def on_s3(**values: object) -> Config:
@@ -102,7 +106,11 @@ def test_a_job_does_as_much_as_was_planned(config: Config, monkeypatch: pytest.M
 
 
 def test_folds_are_added_up_and_scored_once_more() -> None:
-    other = DataSize({"train": 60, "val": 20, "test": 20}, {"train": 6000, "val": 2000, "test": 2000})
+    other = DataSize(
+        {"train": 60, "val": 20, "test": 20},
+        {"train": 6000, "val": 2000, "test": 2000},
+        {"train": 12, "val": 4, "test": 4},
+    )
     work = plan_folds(on_s3(train__epochs=5), [SIZE, other])
     assert counts(work) == {
         "train": (650, 300),
@@ -111,6 +119,8 @@ def test_folds_are_added_up_and_scored_once_more() -> None:
         "score together": (0, 240),
     }
     assert [part.bytes for part in work] == [16_000, 3000, 4000, 4000]
+    # Each fold's shards are other shards, and later stages find them on the disk.
+    assert bytes_in_all(on_s3(train__epochs=5), [SIZE, other], work) == 20_000
     assert work[0].note == "2 folds"
 
 
@@ -119,9 +129,26 @@ def test_shards_are_fetched_once_unless_nothing_keeps_them() -> None:
         return [part.bytes for part in plan_work(config, SIZE)]
 
     assert fetched(on_s3(train__epochs=5)) == [8000, 1000, 2000]
-    assert fetched(on_s3(train__epochs=5, data__cache="none")) == [40_000, 1000, 2000]
-    assert fetched(on_s3(train__epochs=5, store__cache_gib=1e-6)) == [40_000, 1000, 2000]
+    # Two tasks of choosing, and three of scoring.
+    assert fetched(on_s3(train__epochs=5, data__cache="none")) == [40_000, 2000, 6000]
+    assert fetched(on_s3(train__epochs=5, store__cache_gib=1e-6)) == [40_000, 1000, 6000]
     assert fetched(with_overrides(Config(), {"train.epochs": 5})) == [0, 0, 0]
+
+
+def test_what_stays_on_the_disk_is_read_once_in_all() -> None:
+    def in_all(config: Config) -> int:
+        return bytes_in_all(config, [SIZE], plan_work(config, SIZE))
+
+    assert in_all(on_s3(train__epochs=5, tune__trials=3, tune__confirm=2)) == 10_000
+    assert in_all(on_s3(train__epochs=5, data__cache="none")) == 48_000
+    assert in_all(with_overrides(Config(), {"train.epochs": 5})) == 0
+
+
+def test_a_grid_that_ends_before_its_trials_counts_its_points() -> None:
+    grid = {"tune.search": "grid", "tune.space": {"optim.lr": {"choice": [0.1, 0.2]}}, "tune.epochs": 1}
+    for trials, counted in ((2, 2), (100, 3)):
+        config = with_overrides(on_s3(train__epochs=5), {**grid, "tune.trials": trials})
+        assert plan_work(config, SIZE)[0].trained == counted * 70
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0.1, 1e6), st.floats(0.1, 1e6))

@@ -1,0 +1,135 @@
+"""W&B's process killed in the midst of a record, as the system does where memory runs out: the work goes on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_run import NAME, fresh_run
+from wandb_log import read_all
+
+from bts_dist import wandb_search, wandb_stages
+from bts_dist.compose import with_overrides
+from bts_dist.config import Config
+from bts_dist.run import open_run
+from bts_dist.track import METRICS, open_tracker, read_metrics, wandb_id
+from bts_dist.wandb_search import mark_best, record_search
+from bts_dist.wandb_stages import record_score
+from shards.store import LocalStore, open_store
+
+GONE = "W&B: its process is gone or refuses ("
+
+
+class Bucket:
+    """A store that is no folder, as object storage is none."""
+
+    uri = "s3://bucket/runs/run"
+
+    def __init__(self, root: Path) -> None:
+        files = LocalStore("", root)
+        self.get, self.put, self.list, self.delete = files.get, files.put, files.list, files.delete
+
+
+@pytest.fixture
+def offline(config: Config, tmp_path: Path) -> Config:
+    track = {"wandb": "offline", "group": "group"}
+    return with_overrides(config, {"track": track, "run.dir": str(tmp_path), "run.name": "run"})
+
+
+def kill_wandb() -> None:
+    """Kill W&B's process, a child of this one, and wait until it is dead."""
+    tasks = Path("/proc/self/task").iterdir()
+    children = {Path("/proc", pid) for task in tasks for pid in (task / "children").read_text().split()}
+    [process] = [child for child in children if b"wandb-core" in (child / "cmdline").read_bytes()]
+    os.kill(int(process.name), signal.SIGKILL)
+    while (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    time.sleep(0.1)  # for the thread that reads from it
+
+
+@pytest.mark.parametrize("killed_before", ["row", "lineage", "end"])
+def test_the_training_goes_on_and_says_so_once(offline: Config, tmp_path: Path, killed_before: str) -> None:
+    run, node = Bucket(tmp_path / "bucket"), tmp_path / "node"
+    fresh_run(tmp_path / "bucket", offline)
+    run.put(METRICS, b"")
+    done = [0]
+    tracker = open_tracker(offline, run, node, step=0, wandb_id="id", published=lambda: done[-1])
+    data = wandb_stages.DataReference(open_store(offline.data.shards))
+    models = {"best": wandb_stages.ModelReference(run, "id", NAME)}
+    with tracker:
+        for step in range(1, 6):
+            if step == 3 and killed_before == "row":
+                kill_wandb()
+            done.append(step)
+            tracker.log("step", step, {"loss": step})
+        if killed_before == "lineage":
+            kill_wandb()
+        tracker.lineage(data, models)
+        tracker.lineage(data, models)
+        if killed_before == "end":
+            kill_wandb()
+    # Also what came after the loss is uploaded.
+    assert [row["loss"] for row in read_metrics(run, "step")] == [1, 2, 3, 4, 5]
+    [note] = read_metrics(run, "note")
+    assert note["text"].startswith(GONE)
+    assert [entry for entry in run.list("wandb/") if entry.key.endswith("/run-id.wandb")]
+
+    # A later start of this very process has a new W&B process, and makes up for what is missing.
+    with open_tracker(offline, run, node, step=5, wandb_id="id", published=lambda: 6) as later:
+        later.log("step", 6, {"loss": 6})
+    logs = read_all(tmp_path / "bucket", "id")
+    assert [row["_step"] for log in logs for row in log.history] == [1, 2, 3, 4, 5, 6]
+    assert logs[-1].exit_code == 0
+
+
+def test_killed_between_two_records_costs_neither(offline: Config, run: LocalStore) -> None:
+    for own in ("one", "two"):
+        with open_tracker(offline, run, run.root, step=0, wandb_id=own, published=lambda: 1) as tracker:
+            tracker.log("step", 1, {"loss": 0.5})
+        if own == "one":
+            kill_wandb()
+    assert [len(read_all(run.root, own)[0].history) for own in ("one", "two")] == [1, 1]
+    assert read_metrics(run, "note") == []
+
+
+def test_a_stage_goes_on(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket(tmp_path / "bucket")
+    fresh_run(tmp_path / "bucket", offline)
+    for name in ("score.json", "patients.csv"):
+        bucket.put(f"score/{name}", b"")
+    log_artifact = wandb_stages.log_artifact
+
+    def killed(*args: Any) -> None:
+        kill_wandb()
+        log_artifact(*args)
+
+    notes: list[str] = []
+    result: dict[str, Any] = {"metrics": {}, "patients": [{"patient": "a", "dice": 0.5}]}
+    for log in (killed, log_artifact):
+        monkeypatch.setattr(wandb_stages, "log_artifact", log)
+        record_score(offline, bucket, "score", result, [(bucket, NAME)], None, notes.append)
+    [note] = notes
+    assert note.startswith(GONE)
+    newest = read_all(tmp_path / "bucket", f"{wandb_id(bucket)}-score")[-1]
+    assert [row["patients.nrows"] for row in newest.history] == [1]
+    assert newest.exit_code == 0
+
+
+def test_a_search_goes_on(offline: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = LocalStore(str(tmp_path / "search"), tmp_path / "search")
+    table_file = wandb_search.table_file
+
+    def killed(*args: Any) -> dict[str, Any]:
+        kill_wandb()
+        return table_file(*args)
+
+    monkeypatch.setattr(wandb_search, "table_file", killed)
+    notes: list[str] = []
+    record_search(offline, place, place.root, [{"trial": 0, "scores": [], "error": None}], 0, notes.append)
+    mark_best(offline, notes.append)
+    [note] = notes
+    assert note.startswith(GONE)
+    [log] = read_all(tmp_path / "run", wandb_id(open_run(offline)))
+    assert log.summary["search/best"] is True
