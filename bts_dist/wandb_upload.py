@@ -35,6 +35,8 @@ LIMIT_S = 120.0
 SLOWEST = 50_000.0
 """Bytes per second that an upload is taken to reach at the least."""
 
+_PERSONAL = {"WANDB_USERNAME", "WANDB_USER_EMAIL"}
+"""Variables that name a person, which ``wandb sync`` would send."""
 _LOG = re.compile(r"(?:.*/)?wandb/(?P<offline>offline-)?run-\d{8}_\d{6}-[^/]+/run-(?P<id>[^/]+)\.wandb")
 
 
@@ -161,6 +163,7 @@ def _wandb_sync(log: Path, scratch: Path, limit_s: float) -> str:
         subprocess.Popen(
             command,
             cwd=scratch,
+            env={name: value for name, value in os.environ.items() if name not in _PERSONAL},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -363,6 +363,8 @@ def test_each_row_is_sent_once_at_its_own_step(
     first = record_rows(folder, 1, 4)
     record_rows(folder, 5, 6)
     run = LocalStore(str(folder), folder) if store is LocalStore else Bucket(folder)
+    monkeypatch.setenv("WANDB_USERNAME", "canary-name")
+    monkeypatch.setenv("WANDB_USER_EMAIL", "canary-name@example.org")
     with run_server() as server:
         log_in(server, tmp_path, monkeypatch)
         if kind == "online, cut":
@@ -375,6 +377,7 @@ def test_each_row_is_sent_once_at_its_own_step(
             assert server.steps == [1, 2, 3, 4, 5, 6]
             began = server.uploads
         assert server.uploads == began
+    assert not [request for request in server.received if b"canary" in request], "nobody is named"
     assert list((tmp_path / "here").iterdir()) == [], "nothing is left where the command is given"
     assert [record.waiting for record in find_records(run)] == [()]
 
