@@ -28,6 +28,10 @@ from shards.errors import InputError
 from shards.store import MissingObject, ObjectStore
 
 FOLDER = "checkpoints"
+FACTS = ("config.json", "state.json")
+"""Files that say what a checkpoint is of."""
+MODEL = (*FACTS, "model.safetensors", "ema.safetensors")
+"""Files that predicting takes: all but the optimizer's state, which is half of the bytes or more."""
 FILES = "files.json"
 
 _NAME = re.compile(r"step-(\d{8,})(?:-a(\d+))?")

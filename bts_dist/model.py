@@ -71,7 +71,7 @@ def find_model(uri: str, store: StoreConfig) -> ModelPlace:
         return ModelPlace(parent, name)
     run = open_store(uri, store)
     with tempfile.TemporaryDirectory() as scratch:
-        newest = checkpoint.fetch_newest(run, Path(scratch), lambda _: None)
+        newest = checkpoint.fetch_newest(run, Path(scratch), lambda _: None, checkpoint.MODEL)
         if newest is not None:
             return ModelPlace(uri, checkpoint.read_progress(newest).best or newest.name)
     if _fold_runs(run):
@@ -106,7 +106,8 @@ def load_checkpoint(place: ModelPlace, store: StoreConfig, device: torch.device)
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = checkpoint.fetch(open_store(place.run, store), place.name, Path(scratch) / place.name)
+            run, folder = open_store(place.run, store), Path(scratch) / place.name
+            checkpoint.fetch(run, place.name, folder, checkpoint.MODEL)
         except ValueError as error:
             raise InputError(f"{place.uri} is not a whole checkpoint: {error}") from error
         config = checkpoint.read_config(folder)

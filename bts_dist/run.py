@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bts_dist.checkpoint import fetch_newest, names, read_config
+from bts_dist.checkpoint import FACTS, fetch_newest, names, read_config
 from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
 from shards.cache import cache_folder
@@ -94,7 +94,7 @@ def check_same_recipe(run: ObjectStore, config: Config, scratch: Path) -> None:
     """
     if not names(run):
         return
-    folder = fetch_newest(run, scratch, lambda _: None)
+    folder = fetch_newest(run, scratch, lambda _: None, FACTS)
     if folder is None:
         return
     before, now = _flat(training_recipe(read_config(folder))), _flat(training_recipe(config))

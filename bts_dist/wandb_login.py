@@ -99,7 +99,7 @@ def load_settings() -> Any:
         return wandb.setup().settings
     except ValidationError as error:  # whose text holds the value
         name = ".".join(map(str, error.errors()[0]["loc"]))
-        like = ", an address such as https://api.wandb.ai" if name == "base_url" else ""
+        like = ", an address such as https://wandb.example.org" if name == "base_url" else ""
         raise LoginError(
             f"W&B's setting {name} is not valid; mend WANDB_{name.upper()}, or {name} in W&B's settings file{like}"
         ) from None

@@ -132,7 +132,7 @@ def _passes_of_a_validation(run: ObjectStore, config: Config, manifest: Manifest
     None where it has no checkpoint, or its data set is another one than ``manifest``'s and not found where it was.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        newest = checkpoint.fetch_newest(run, Path(scratch), _say, only=("config.json", "state.json"))
+        newest = checkpoint.fetch_newest(run, Path(scratch), _say, checkpoint.FACTS)
         if newest is None:
             return None
         own, data_id = checkpoint.read_config(newest), checkpoint.read_progress(newest).data_id

@@ -248,7 +248,8 @@ def data_id(config: Config) -> str:
 def _best_threshold(config: Config, name: str | None) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         assert name is not None
-        return checkpoint.read_progress(checkpoint.fetch(open_run(config), name, Path(scratch))).threshold
+        folder = checkpoint.fetch(open_run(config), name, Path(scratch), checkpoint.FACTS)
+        return checkpoint.read_progress(folder).threshold
 
 
 def exists(run: ObjectStore, key: str) -> bool:

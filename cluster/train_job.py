@@ -143,7 +143,7 @@ def final_progress(config: Config) -> Progress:
         RuntimeError: there is none, so training did not do what it said.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint.fetch_newest(open_run(config), Path(scratch), lambda _: None)
+        folder = checkpoint.fetch_newest(open_run(config), Path(scratch), lambda _: None, checkpoint.FACTS)
         if folder is None:
             raise RuntimeError(f"training ended without a whole checkpoint in {run_uri(config)}")
         return checkpoint.read_progress(folder)

@@ -169,6 +169,18 @@ def test_a_spoilt_checkpoint_is_passed_over_with_a_note(
     assert re.search(f"skipping checkpoint {newest}: .*{reason}", notes[0])
 
 
+def test_only_what_is_asked_for_is_fetched_and_looked_at(run: LocalStore, tmp_path: Path) -> None:
+    name = publish(run, state(steps=1), 1)
+    run.delete(f"checkpoints/{name}/optim.safetensors")
+    run.put(f"checkpoints/{name}/ema.safetensors", b"spoilt")
+    fetched = checkpoint.fetch(run, name, tmp_path / "facts", checkpoint.FACTS)
+    assert sorted(path.name for path in fetched.iterdir()) == ["config.json", "files.json", "state.json"]
+    with pytest.raises(ValueError, match=r"ema\.safetensors does not match"):
+        checkpoint.fetch(run, name, tmp_path / "model", checkpoint.MODEL)
+    with pytest.raises(ValueError, match=r"optim\.safetensors is missing"):
+        checkpoint.fetch(run, name, tmp_path / "all")
+
+
 def test_a_run_without_a_whole_checkpoint_has_none(run: LocalStore, tmp_path: Path) -> None:
     assert checkpoint.fetch_newest(run, tmp_path, pytest.fail) is None
     run.put("checkpoints/step-00000001-a1/model.safetensors", b"half")

@@ -327,6 +327,14 @@ def test_predicting_another_way_than_in_validation_is_refused(own: LocalStore, c
     assert own.list("score/") == []
 
 
+def test_a_model_needs_nothing_of_its_optimizer(own: LocalStore, config: Config) -> None:
+    for entry in own.list("checkpoints/"):
+        if entry.key.endswith("optim.safetensors"):
+            own.delete(entry.key)
+    _, result = run_score(find_model(own.uri, STORE), config, 1, backwards)
+    assert len(result["patients"]) == 2
+
+
 class Elsewhere:
     """A folder as if it were a store that shards have to be fetched from."""
 

@@ -229,7 +229,7 @@ def test_a_setting_that_is_not_valid_is_named_and_not_shown(
     assert said.startswith(
         f"W&B's setting {name} is not valid; mend WANDB_{name.upper()}, or {name} in W&B's"
     )
-    assert ("an address such as https://api.wandb.ai" in said) == (name == "base_url")
+    assert ("an address such as https://wandb.example.org" in said) == (name == "base_url")
     assert "secret" not in said
     assert "pydantic" not in said
 
