@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bucket import Bucket
 from conftest import PATIENTS, pack_phantom
 from packed_set import PackedSet
 from safetensors.torch import load_file
@@ -335,21 +336,11 @@ def test_a_model_needs_nothing_of_its_optimizer(own: LocalStore, config: Config)
     assert len(result["patients"]) == 2
 
 
-class Elsewhere:
-    """A folder as if it were a store that shards have to be fetched from."""
-
-    def __init__(self, root: str) -> None:
-        self._store = LocalStore(root, Path(root))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-
 @pytest.mark.parametrize("cache", ["none", "auto"])
 def test_shards_are_kept_on_disk_only_where_they_may_be(
     own: LocalStore, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
-    monkeypatch.setattr("shards.reader.open_store", lambda uri, _: Elsewhere(uri))
+    monkeypatch.setattr("shards.reader.open_store", lambda uri, _: Bucket(Path(uri)))
     places = {"store.cache_dir": str(tmp_path / "cache"), "data.cache": cache}
     run_score(find_model(own.uri, STORE), with_overrides(config, places), 1, backwards)
     assert any((tmp_path / "cache").rglob("*.tar")) is (cache == "auto")

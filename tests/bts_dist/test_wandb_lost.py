@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bucket import Bucket
 from model_run import NAME, fresh_run
 from wandb_log import read_all
 
@@ -20,16 +21,6 @@ from bts_dist.wandb_stages import record_score
 from shards.store import LocalStore, open_store
 
 GONE = "W&B: its process is gone or refuses ("
-
-
-class Bucket:
-    """A store that is no folder, as object storage is none."""
-
-    uri = "s3://bucket/runs/run"
-
-    def __init__(self, root: Path) -> None:
-        files = LocalStore("", root)
-        self.get, self.put, self.list, self.delete = files.get, files.put, files.list, files.delete
 
 
 @pytest.fixture

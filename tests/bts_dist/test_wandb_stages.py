@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bucket import Bucket
 from model_run import NAME, fresh_run
 from wandb_log import read_all
 
@@ -11,7 +12,7 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.track import wandb_id
 from bts_dist.wandb_stages import patient_table, record_score
-from shards.store import LocalStore, open_store
+from shards.store import open_store
 
 RESULT = {
     "metrics": {
@@ -23,16 +24,6 @@ RESULT = {
         {"patient": "TCGA_DU_5855", "institution": "DU", "dice": 1.0, "tumour_ml": None},
     ],
 }
-
-
-class Bucket:
-    """A store that is no folder, as object storage is none."""
-
-    uri = "s3://bucket/runs/run"
-
-    def __init__(self, root: Path) -> None:
-        files = LocalStore("", root)
-        self.get, self.put, self.list, self.delete = files.get, files.put, files.list, files.delete
 
 
 @pytest.fixture
