@@ -33,11 +33,11 @@ def all_gpus_work(config: Config, gpus: int) -> str:
     A worker computes on one GPU, whatever share or number of them it reserves, and needs a slice of each global batch.
     """
     cluster, settings, workers = config.cluster, list[str](), gpus
+    on_ray = cluster.runtime == "ray" or (cluster.runtime == "local" and gpus > 1)
+    if on_ray and cluster.runtime != "ray":
+        settings.append("cluster.runtime=ray")
     if cluster.runtime == "torchrun" and gpus > 1:
         settings.append(f"--nproc-per-node={gpus}")
-    elif cluster.runtime == "local" and gpus > 1:
-        settings.append("cluster.runtime=ray")
-    on_ray = cluster.runtime == "ray" or "cluster.runtime=ray" in settings
     each = cluster.gpus_per_worker
     if each is not None and (each == 0 or (each > 1 and on_ray)):
         each = None
