@@ -24,14 +24,17 @@ from cluster.finding import Finding
 from cluster.placement import Placement, Room, fit_now
 from shards.cpus import available_cpus
 
-START_S = 30.0
-"""How long a node may take to start a process, and that to answer."""
+START_S = 90.0
+"""How long a node may take to start a process.  Loading torch takes a minute on a cold disk, or where others keep the
+CPUs: Ray's workers let them go first (niceness 15)."""
+ANSWER_S = 30.0
+"""How long that process may then take for an answer."""
 REACH_S = 3.0
 """How long a node may take to let another one connect."""
 EXCHANGE_S = 2.0
 SKEW_S = 60.0
 
-_LOOK = "look at `ray status` (a GPU in use is not to be had) and the logs of those nodes"
+_LOOK = "look at `ray status` (a GPU in use is not to be had), at what else runs on those nodes, and at their logs"
 _OPEN = (
     f"let the nodes reach each other on all ports, or name the interface of their network in {VARIABLE} (with GPUs, "
     "NCCL_SOCKET_IFNAME) before `ray start`"
@@ -87,10 +90,10 @@ def nodes(placement: Placement, alive: Sequence[Mapping[str, Any]]) -> list[Find
     with _ranks({name: node["NodeID"] for name, node in named.items()}, able, placement) as ranks:
         up, silent = _answers({name: rank.now.remote() for name, rank in ranks.items()}, START_S)
         began = time.time()  # not before: a clock is judged by how soon it answers
-        times, late = _answers({name: ranks[name].now.remote() for name in up}, START_S)
+        times, late = _answers({name: ranks[name].now.remote() for name in up}, ANSWER_S)
         found = [_clocks(times, silent | late, began, time.time())]
         workers = {name: rank for name, rank in ranks.items() if name in able and name in times}
-        told, mute = _answers({name: rank.speeds.remote() for name, rank in workers.items()}, START_S)
+        told, mute = _answers({name: rank.speeds.remote() for name, rank in workers.items()}, ANSWER_S)
         for name, findings in told.items():
             found += [replace(each, check=f"{each.check}, node {name}") for each in findings]
         found += [Finding(f"arithmetic, node {name}", "error", why, _LOOK) for name, why in mute.items()]
@@ -167,7 +170,7 @@ def _exchange(ranks: Mapping[str, Any], *, of: int, gpu: bool) -> Finding:
     if len(ranks) < 2:
         found = f"not measured: of {of} nodes with room for workers {len(ranks)} can be asked"
         return Finding(check, "warning", found, _LOOK)
-    places, silent = _answers({name: rank.place.remote() for name, rank in ranks.items()}, START_S)
+    places, silent = _answers({name: rank.place.remote() for name, rank in ranks.items()}, ANSWER_S)
     if silent:
         return Finding(check, "error", _listed(silent), _LOOK)
     cut_off = _cut_off(ranks, {name: (address, door) for name, (address, door, _) in places.items()})
@@ -195,7 +198,7 @@ def _cut_off(ranks: Mapping[str, Any], doors: Mapping[str, tuple[str, int]]) -> 
         name: rank.reach.remote({other: door for other, door in doors.items() if other != name})
         for name, rank in ranks.items()
     }
-    cut, silent = _answers(asked, START_S + REACH_S * len(ranks))
+    cut, silent = _answers(asked, ANSWER_S + REACH_S * len(ranks))
     return silent | {name: f"cannot connect to {', '.join(others)}" for name, others in cut.items() if others}
 
 

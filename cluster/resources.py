@@ -22,6 +22,9 @@ from cluster.termination import termination_heeded
 from shards.cpus import available_cpus
 from shards.errors import InputError
 
+NICENESS = "RAY_worker_niceness"
+"""The variable by which a Ray node that starts chooses the priority of its workers."""
+
 
 @contextmanager
 def ray_cluster(config: ClusterConfig) -> Iterator[None]:
@@ -86,6 +89,8 @@ def _connect(config: ClusterConfig) -> None:
                 markup=False,
             )
         ensure_token()
+        # Ray's own 15 lets all others on the machine go first: workers would hardly run, and could be taken for frozen.
+        os.environ.setdefault(NICENESS, "0")
         cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
         port = _free_port()
         environment = _environment(f"127.0.0.1:{port}")

@@ -13,6 +13,10 @@ import pytest
 from fault_proxy import FaultProxy
 from swift_server import SwiftServer, install
 
+# Ray's workers let every other process go first (niceness 15): beside other tests they would hardly run, and what waits
+# for them would give up.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+
 # A busy machine is no fault of the code: by default Hypothesis fails an example that takes 200 ms.
 hypothesis.settings.register_profile("bts-dist", deadline=None)
 hypothesis.settings.load_profile("bts-dist")

@@ -23,11 +23,12 @@ from cluster.resources import ray_cluster
 
 config = with_overrides(Config(), {"cluster.address": sys.argv[1], "cluster.workers": 2})
 with ray_cluster(config.cluster):  # one connection for both looks
+    doctor_nodes.START_S = doctor_nodes.ANSWER_S = 120.0  # other tests may run beside this one
     whole = cluster(config)
     frozen = [int(pid) for pid in sys.argv[2:]]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-    doctor_nodes.START_S = 2.0
+    doctor_nodes.START_S = doctor_nodes.ANSWER_S = 2.0
     try:
         cut = cluster(config)
     finally:
@@ -73,13 +74,14 @@ def test_two_nodes_and_one_that_falls_silent() -> None:
                 env=nodes.environment,
                 capture_output=True,
                 text=True,
-                timeout=150,
+                timeout=400,
             )
         finally:
             nodes.stop()
     assert done.returncode == 0, done.stderr
     whole, cut = json.loads(done.stdout.splitlines()[-1])
-    assert {state for _, state, _ in whole} == {"ok"}
+    # bf16 is slow, and said to be, on a CPU without instructions for it.
+    assert [each for each in whole if each[1] != "ok" and "arithmetic" not in each[0]] == []
     found = {check: text for check, _, text in whole}
     assert "3 nodes differ from this machine's by 0 s" in found["nodes' clocks"]
     assert sum("FLOP/s on cpu" in text for check, text in found.items() if "arithmetic, node" in check) == 2

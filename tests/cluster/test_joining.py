@@ -1,5 +1,6 @@
 """Which cluster a command joins: none that was not named to it."""
 
+import os
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import ray
 
 from bts_dist.config import ClusterConfig
 from cluster import resources
-from cluster.resources import ray_cluster
+from cluster.resources import NICENESS, ray_cluster
 from shards.errors import InputError
 
 
@@ -39,6 +40,18 @@ def test_without_an_address_ray_starts_here_whatever_the_environment_names(
     line = capsys.readouterr().out
     assert "RAY_ADDRESS=10.0.0.1:6379 is left alone" in line
     assert "--set cluster.address=auto joins that cluster" in line
+
+
+@pytest.mark.parametrize(("asked", "started"), [(None, "0"), ("10", "10")])
+def test_workers_started_here_get_their_share_of_a_busy_machine(
+    asked: str | None, started: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NICENESS, "to be restored")
+    monkeypatch.delenv(NICENESS)
+    if asked is not None:
+        monkeypatch.setenv(NICENESS, asked)
+    joined(None, monkeypatch)
+    assert os.environ[NICENESS] == started
 
 
 def test_an_address_is_what_it_says(
