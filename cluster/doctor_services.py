@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from bts_dist.config import ClusterConfig, Config
-from bts_dist.wandb_login import LoginError, check_login
+from bts_dist.wandb_login import LoginError, check_login, load_settings
 from cluster import doctor_nodes
 from cluster.auth_token import MODE, token_file
 from cluster.finding import Finding, refused
@@ -18,13 +18,17 @@ from shards.errors import InputError
 
 
 def wandb(config: Config) -> list[Finding]:
-    """W&B's mode and, online, whether its server answers and knows this user."""
+    """W&B's mode, whether its settings are valid and, online, whether its server answers and knows this user."""
     mode = config.track.wandb
-    if mode != "online":
-        what = {"offline": "recorded beside the run, nothing leaves this machine", "disabled": "no record"}[
-            mode
-        ]
-        return [Finding("W&B", "ok", f"{mode}: {what}")]
+    if mode == "disabled":
+        return [Finding("W&B", "ok", "disabled: no record")]
+    try:
+        load_settings()
+    except LoginError as error:
+        found = refused("W&B", error)
+        return [replace(found, remedy=f"{found.remedy}, or set track.wandb=disabled")]
+    if mode == "offline":
+        return [Finding("W&B", "ok", "offline: recorded beside the run, nothing leaves this machine")]
     try:
         login = check_login()
     except LoginError as error:

@@ -209,6 +209,20 @@ def test_wandb_online_is_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
         assert states(doctor_services.wandb(with_overrides(online, {"track.wandb": mode}))) == ["ok"]
 
 
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_setting_that_wandb_refuses_spoils_every_record(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise LoginError("W&B's setting base_url is not valid; mend WANDB_BASE_URL")
+
+    monkeypatch.setattr(doctor_services, "load_settings", fail)
+    (found,) = doctor_services.wandb(with_overrides(Config(), {"track.wandb": mode}))
+    if mode == "disabled":
+        assert found.state == "ok"
+    else:
+        remedy = "mend WANDB_BASE_URL, or set track.wandb=disabled"
+        assert found == Finding("W&B", "error", "W&B's setting base_url is not valid", remedy)
+
+
 @pytest.fixture
 def token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the token of this machine's Ray would lie."""
