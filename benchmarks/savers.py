@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 from bts_dist import checkpoint
+from bts_dist.attempt import begin
 from bts_dist.checkpoint import Memories, TrainState, checkpoint_name
 from bts_dist.config import Config
-from bts_dist.lease import begin
 from bts_dist.saver import Saver
 from bts_dist.tensor_file import TensorMemory
 from shards.store import LocalStore, open_store

@@ -1,9 +1,8 @@
-"""Who may write to a run: one command at a time, and of its attempts the newest.
+"""Who may train a run: one command at a time.
 
 A command that trains a run owns it, by a numbered file that can be created only once, and keeps a count going in
-that file.  A count that stands still is a dead owner's, and the next number is free.  Each start of the workers is
-an attempt, numbered in the same way: workers of an earlier one, which may live on after their node was given up,
-find a higher number and stop before they publish.
+that file.  A count that stands still is a dead owner's, and the next number is free.  Of its starts the newest may
+publish (``attempt``).
 
 A stage that records beside a training owns nothing.  It leaves a count under the name of what it writes, so that
 others leave that alone while it lives.
@@ -26,7 +25,6 @@ from shards.process import born
 from shards.store import AlreadyExists, MissingObject, ObjectStore
 
 OWNERS = "owners/"
-ATTEMPTS = "attempts/"
 WRITERS = "writers/"
 BEAT_S = 5.0
 """Seconds between two counts."""
@@ -34,10 +32,6 @@ PATIENCE_S = 20.0
 """A count that stands still for so long is a dead owner's."""
 
 Note = Callable[[str], None]
-
-
-class FencedError(RuntimeError):
-    """Somebody else has taken over what this process was working on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def own(run: ObjectStore, note: Note) -> Iterator[int]:
     """
     me = _this_process()
     number = _claim(run, me, note)
-    with _counting(run, _key(OWNERS, number), me):
+    with _counting(run, numbered(OWNERS, number), me):
         yield number
 
 
@@ -77,75 +71,6 @@ def writing(run: ObjectStore, name: str) -> Iterator[None]:
     run.put(key, _dump(me))
     with _counting(run, key, me):
         yield
-
-
-@dataclass(frozen=True)
-class AttemptRecord:
-    """What an attempt's file says."""
-
-    owner: int | None
-    step: int = 0
-    time: float = 0.0
-    """Seconds since 1970 when it was written last."""
-    workers: int = 1
-    ended: bool = False
-    """Of itself, or because the user said so."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a run's workers; the number is part of what they publish."""
-
-    run: ObjectStore
-    number: int
-    owner: int | None = None
-    workers: int = 1
-
-    def read(self) -> "AttemptRecord | None":
-        """How far it is known to have come."""
-        try:
-            return AttemptRecord(**json.loads(self.run.get(_key(ATTEMPTS, self.number))))
-        except MissingObject:
-            return None
-
-    def write(self, step: int, *, ended: bool = False) -> None:
-        """Tell how far it is; the file of an attempt is its own."""
-        record = AttemptRecord(self.owner, step, time.time(), self.workers, ended)
-        self.run.put(_key(ATTEMPTS, self.number), json.dumps(asdict(record)).encode())
-
-    def check(self) -> None:
-        """Raise ``FencedError`` if a later attempt has begun."""
-        newest = newest_attempt(self.run)
-        if newest != self.number:
-            raise FencedError(
-                f"{self.run.uri}: this is attempt {self.number}, and attempt {newest} has begun; it publishes nothing"
-            )
-
-
-def begin(run: ObjectStore, owner: int | None, workers: int = 1) -> Attempt:
-    """The next attempt, of so many workers.
-
-    ``owner`` is the number that ``own`` gave, or None where nobody can compete.
-
-    Raises:
-        FencedError: the run has another owner by now.
-    """
-    while True:
-        newest = _newest(run, OWNERS)
-        if owner is not None and newest != owner:
-            raise FencedError(f"{run.uri}: another command (owner {newest}) has taken over this run")
-        number = newest_attempt(run) + 1
-        record = AttemptRecord(owner, time=time.time(), workers=workers)
-        try:
-            run.put(_key(ATTEMPTS, number), json.dumps(asdict(record)).encode(), if_absent=True)
-        except AlreadyExists:
-            continue
-        return Attempt(run, number, owner, workers)
-
-
-def newest_attempt(run: ObjectStore) -> int:
-    """The number of the attempt that has begun last; 0 before the first."""
-    return _newest(run, ATTEMPTS)
 
 
 @dataclass(frozen=True)
@@ -161,10 +86,30 @@ class Sign:
         return _lives(self.run, self.key, self.owner, note, "at work on")
 
 
+def newest_owner(run: ObjectStore) -> int:
+    """The number of the ownership that was taken last; 0 before the first."""
+    return newest(run, OWNERS)
+
+
+def read_owner(run: ObjectStore, number: int) -> Owner | None:
+    """What the file of an ownership says; None if there is none."""
+    return _read(run, numbered(OWNERS, number))
+
+
+def newest(run: ObjectStore, prefix: str) -> int:
+    """The highest number of the files there are below ``prefix``; 0 if there are none."""
+    return max((int(Path(entry.key).stem) for entry in run.list(prefix)), default=0)
+
+
+def numbered(prefix: str, number: int) -> str:
+    """The key of such a file."""
+    return f"{prefix}{number:06d}.json"
+
+
 def last_owner(run: ObjectStore) -> Sign | None:
     """Who owned a run last; None if nobody ever did."""
-    newest = _newest(run, OWNERS)
-    return _sign(run, _key(OWNERS, newest)) if newest else None
+    number = newest_owner(run)
+    return _sign(run, numbered(OWNERS, number)) if number else None
 
 
 def last_writer(run: ObjectStore, name: str) -> Sign | None:
@@ -172,34 +117,21 @@ def last_writer(run: ObjectStore, name: str) -> Sign | None:
     return _sign(run, _writer_key(name))
 
 
-def was_interrupted(run: ObjectStore, record: AttemptRecord, owner: int | None) -> bool:
-    """Whether an earlier attempt failed under the present ``owner``, or its own owner was killed with it.
-
-    An owner that has ended has told its user what happened; what that user starts later is no recovery.
-    """
-    if record.ended:
-        return False
-    if record.owner is None or record.owner == owner:
-        return True
-    before = _read(run, _key(OWNERS, record.owner))
-    return before is not None and not before.ended
-
-
 def _claim(run: ObjectStore, me: Owner, note: Note) -> int:
     while True:
-        newest = _newest(run, OWNERS)
-        if newest:
-            _check_dead(run, newest, note)
+        last = newest_owner(run)
+        if last:
+            _check_dead(run, last, note)
         try:
-            run.put(_key(OWNERS, newest + 1), _dump(me), if_absent=True)
+            run.put(numbered(OWNERS, last + 1), _dump(me), if_absent=True)
         except AlreadyExists:
             continue  # of two that found it free, the other was first
-        return newest + 1
+        return last + 1
 
 
 def _check_dead(run: ObjectStore, number: int, note: Note) -> None:
     """Return once the owner is known to be gone; raise ``InputError`` as soon as it is known to live."""
-    key = _key(OWNERS, number)
+    key = numbered(OWNERS, number)
     owner = _read(run, key)
     if owner is None or owner.ended:
         return
@@ -254,11 +186,6 @@ def _count(run: ObjectStore, key: str, me: Owner, stop: threading.Event) -> None
             continue  # a store that is down for a while costs the ownership only if somebody wants it
 
 
-def _newest(run: ObjectStore, prefix: str) -> int:
-    """The highest number there is, or nought."""
-    return max((int(Path(entry.key).stem) for entry in run.list(prefix)), default=0)
-
-
 def _read(run: ObjectStore, key: str) -> Owner | None:
     try:
         return Owner(**json.loads(run.get(key)))
@@ -269,10 +196,6 @@ def _read(run: ObjectStore, key: str) -> Owner | None:
 def _sign(run: ObjectStore, key: str) -> Sign | None:
     owner = _read(run, key)
     return None if owner is None else Sign(run, key, owner)
-
-
-def _key(prefix: str, number: int) -> str:
-    return f"{prefix}{number:06d}.json"
 
 
 def _writer_key(name: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from bts_dist.attempt import Attempt, AttemptRecord, was_interrupted
 from bts_dist.checkpoint import Progress
 from bts_dist.data import Batch
-from bts_dist.lease import Attempt, AttemptRecord, was_interrupted
 from bts_dist.stall import stall
 from bts_dist.track import Tracker, read_metrics
 from shards.errors import InputError

@@ -6,9 +6,9 @@ from types import TracebackType
 from typing import Self
 
 from bts_dist import checkpoint
+from bts_dist.attempt import Attempt
 from bts_dist.checkpoint import Memories, Snapshot, TrainState
 from bts_dist.config import Config
-from bts_dist.lease import Attempt
 from bts_dist.tensor_file import TensorMemory
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bts_dist.account import WAITING, Account
-from bts_dist.lease import Attempt
+from bts_dist.attempt import Attempt
 from shards.errors import InputError
 from shards.store import MissingObject, ObjectStore
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from bts_dist.attempt import FencedError
 from bts_dist.config import Config
-from bts_dist.lease import FencedError
 from bts_dist.overlays import SliceOverlay
 from bts_dist.wandb_artifacts import DataReference, ModelReference
 from bts_dist.wandb_record import WandbRecord, open_wandb

@@ -18,13 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bts_dist import checkpoint, cohort, memory
 from bts_dist.account import gather, open_account, shares, training_seconds, validation_seconds
+from bts_dist.attempt import Attempt, begin
 from bts_dist.checkpoint import Progress, TrainState
 from bts_dist.config import Config
 from bts_dist.data import Batch, SampleSource, prefetch
 from bts_dist.devices import Devices, gather_devices
 from bts_dist.exact import exact_step
 from bts_dist.flops import Yardstick, yardstick
-from bts_dist.lease import Attempt, begin
 from bts_dist.losses import Losses
 from bts_dist.node_metrics import LoadReader, NodeMeter, by_node
 from bts_dist.optim import Ema, make_optimizer, set_lr

@@ -8,8 +8,8 @@ import re
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
+from bts_dist.attempt import Attempt, newest_attempt
 from bts_dist.config import Config
-from bts_dist.lease import Attempt, newest_attempt
 from bts_dist.recovery import record_failure
 from bts_dist.run import open_run
 

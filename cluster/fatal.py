@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from ray.train import TrainingFailedError, UserCallback
 
-from bts_dist.lease import FencedError
+from bts_dist.attempt import FencedError
 from bts_dist.memory import OutOfMemoryError
 from shards.errors import InputError, UnreachableError
 

@@ -1,7 +1,9 @@
 """A small packed phantom data set, and a config that trains on it in about a second."""
 
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this fi
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.runtime import LocalRuntime
+from bts_dist.train import train
 from shards.config import (
     HoldoutSplit,
     NoSplit,
@@ -25,7 +28,14 @@ from shards.phantom import generate
 from shards.store import LocalStore
 from shards.verify import verify_source
 
+Task, Done = TypeVar("Task"), TypeVar("Done")
+
 PATIENTS = PhantomConfig(patients=10, size=32, min_slices=4, max_slices=6, seed=4)
+
+
+def backwards(work: Callable[[Task], Done], given: Sequence[Task]) -> Iterator[Done]:
+    """Tasks done one after another, the last one first."""
+    return map(work, reversed(given))
 
 
 def pack_phantom(folder: Path, phantom: PhantomConfig, split: SplitConfig, study: str) -> Path:
@@ -110,6 +120,24 @@ def config(packed: Path) -> Config:
 def run(tmp_path: Path) -> LocalStore:
     """An empty run."""
     return LocalStore(str(tmp_path / "runs" / "run"), tmp_path / "runs" / "run")
+
+
+@pytest.fixture(scope="session")
+def trained_run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
+    """A run of two epochs on the phantom; both of its checkpoints are kept."""
+    root = tmp_path_factory.mktemp("trained") / "run"
+    run = LocalStore(str(root), root)
+    train(config, LocalRuntime(0, 1, 0, torch.device("cpu")), run, root)
+    return run
+
+
+@pytest.fixture
+def own(trained_run: LocalStore, tmp_path: Path) -> LocalStore:
+    """A copy of the trained run that a test may spoil."""
+    root = tmp_path / "own"
+    for entry in trained_run.list("checkpoints/"):
+        LocalStore("", root).put(entry.key, trained_run.get(entry.key))
+    return LocalStore(str(root), root)
 
 
 @pytest.fixture

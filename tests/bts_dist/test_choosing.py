@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import backwards
 from model_run import NAME, THRESHOLD, fresh_run
 
 from bts_dist import checkpoint, inference
-from bts_dist.choosing import ChoiceTask, Counted, find_members, run_choosing
+from bts_dist.choosing import find_members, run_choosing
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.counts import count, dice
@@ -44,10 +44,6 @@ from shards.store import LocalStore
 
 STORE = StoreConfig()
 CPU = torch.device("cpu")
-
-
-def backwards(work: Any, given: Sequence[ChoiceTask]) -> Iterator[Counted]:
-    return map(work, reversed(given))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""One owner a run, and of its attempts the newest."""
+"""A run is trained by one command at a time."""
 
 import json
 import os
@@ -12,17 +12,7 @@ from pathlib import Path
 import pytest
 
 from bts_dist import lease
-from bts_dist.lease import (
-    Attempt,
-    FencedError,
-    Owner,
-    Sign,
-    begin,
-    last_owner,
-    last_writer,
-    own,
-    writing,
-)
+from bts_dist.lease import Owner, Sign, last_owner, last_writer, own, writing
 from shards.errors import InputError
 from shards.store import LocalStore
 
@@ -171,31 +161,6 @@ def test_of_many_at_once_one_owns(run: LocalStore) -> None:
             assert finished.acquire(timeout=30)
         leave.set()
         assert sorted(claim.result() for claim in claims) == [False] * 7 + [True]
-
-
-def test_an_earlier_attempt_is_fenced(run: LocalStore) -> None:
-    first = begin(run, None)
-    first.check()
-    second = begin(run, None)
-    assert (first.number, second.number) == (1, 2)
-    second.check()
-    with pytest.raises(FencedError, match=r"this is attempt 1, and attempt 2 has begun"):
-        first.check()
-
-
-def test_workers_of_a_command_that_was_overtaken_do_not_begin(run: LocalStore) -> None:
-    elsewhere(run, ended=True)
-    with own(run, pytest.fail) as owner:
-        assert begin(run, owner) == Attempt(run, 1, owner)
-        with pytest.raises(FencedError, match=r"another command \(owner 2\) has taken over"):
-            begin(run, 1)
-        assert begin(run, owner).number == 2
-
-
-def test_attempts_that_begin_at_once_get_numbers_of_their_own(run: LocalStore) -> None:
-    with ThreadPoolExecutor(8) as threads:
-        attempts = list(threads.map(lambda _: begin(run, None).number, range(8)))
-    assert sorted(attempts) == list(range(1, 9))
 
 
 def test_a_store_that_is_down_for_a_while_costs_nothing(tmp_path: Path) -> None:

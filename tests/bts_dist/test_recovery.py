@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bts_dist import recovery as module
+from bts_dist.attempt import Attempt, begin
 from bts_dist.checkpoint import Progress
-from bts_dist.lease import Attempt, begin, own
+from bts_dist.lease import own
 from bts_dist.recovery import beating, interruption, noting_recovery, record_failure, recoveries
 from bts_dist.track import METRICS, read_metrics
 from shards.store import LocalStore

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bts_dist import checkpoint
+from bts_dist.attempt import FencedError, begin
 from bts_dist.checkpoint import Progress, TrainState, checkpoint_name
 from bts_dist.config import Config
-from bts_dist.lease import FencedError, begin
 from bts_dist.optim import Ema, make_optimizer
 from bts_dist.saver import Saver
 from shards.store import LocalStore, StoreError

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bts_dist import saving as module
+from bts_dist.attempt import begin
 from bts_dist.compose import load_config
-from bts_dist.lease import begin
 from bts_dist.recovery import FAILURES
 from bts_dist.saving import Saving
 from shards.store import LocalStore

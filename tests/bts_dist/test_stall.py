@@ -9,8 +9,9 @@ import pytest
 
 from bts_dist import stall as module
 from bts_dist.account import Account, Activity
+from bts_dist.attempt import Attempt, begin
 from bts_dist.checkpoint import Progress
-from bts_dist.lease import Attempt, begin, own
+from bts_dist.lease import own
 from bts_dist.recovery import beating, interruption, record_failure
 from bts_dist.stall import STALLS, stall, watching
 from shards.store import LocalStore

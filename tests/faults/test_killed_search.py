@@ -14,9 +14,9 @@ import pytest
 import torch
 from ray_nodes import Nodes, free_port
 
+from bts_dist.attempt import newest_attempt
 from bts_dist.compose import load_config
 from bts_dist.config import Config
-from bts_dist.lease import newest_attempt
 from bts_dist.run import open_run
 from bts_dist.runtime import LocalRuntime
 from bts_dist.track import read_metrics
