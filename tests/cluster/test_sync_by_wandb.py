@@ -122,16 +122,21 @@ def test_an_upload_without_an_end_is_stopped_and_told(
 ) -> None:
     """W&B's own client waits for ever for a server that answers questions and begins no run."""
     record_rows(tmp_path / "run", 1, 1)
-    monkeypatch.setattr(wandb_upload, "LIMIT_S", 2.5)
     with run_server() as server:
         log_in(server, tmp_path, monkeypatch)
         server.open.clear()
-        assert guarded(["sync", str(tmp_path / "run")]) == 1
+        for limit_s in (3, 12, 48):  # on a busy machine W&B's client takes long to begin
+            monkeypatch.setattr(wandb_upload, "LIMIT_S", limit_s - 0.5)
+            assert guarded(["sync", str(tmp_path / "run")]) == 1
+            said = capsys.readouterr()
+            if server.uploads:
+                break
         assert server.uploads
-    said = capsys.readouterr()
     assert "1/1 a: logs to upload: 1" in said.out
     error = " ".join(said.err.split())
-    assert "run-a.wandb was not uploaded: wandb sync came to no end within 3 s and was stopped" in error
+    assert (
+        f"run-a.wandb was not uploaded: wandb sync came to no end within {limit_s} s and was stopped" in error
+    )
     assert "It said: " in error
     assert "setting up run a" in error
     deadline = time.monotonic() + 10
