@@ -16,7 +16,7 @@ from cluster.doctor_machine import nearest
 from cluster.finding import Finding, refused
 from shards.config import StoreConfig
 from shards.errors import InputError, UnreachableError
-from shards.s3_request import connect
+from shards.s3_request import ROLE, connect
 from shards.store import LocalStore, MissingObject, ObjectStore, StoreError, open_store
 
 _SOURCES = {
@@ -117,7 +117,8 @@ def credentials(config: Config) -> list[Finding]:
     if not uses_s3(config):
         return [Finding("credentials", "ok", "none needed: no location is on S3")]
     remedy = (
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on every machine that runs workers"
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on every machine that runs workers, "
+        f"or {ROLE}"
     )
     try:
         found = Session().get_credentials()

@@ -32,6 +32,11 @@ from shards.store import MissingObject, StoreError, join_uri
 
 _API_DESCRIPTIONS = create_loader()  # parsed once: that is most of the time a client takes
 _CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_PROFILE"
+ROLE = (
+    "give the machine a role (where it has one, AWS_METADATA_SERVICE_TIMEOUT=5 and "
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 wait longer for it)"
+)
+"""What to do where no keys are to be set: Boto waits a second, once, for the machine's own answer."""
 _BUCKET_NAMES = "not a valid bucket; its name has 3 to 63 lower-case letters, digits, '.' and '-'"
 
 
@@ -172,7 +177,7 @@ def _failure(error: BotoCoreError, where: str, endpoint: str) -> Exception:
             )
         case NoCredentialsError() | PartialCredentialsError() | CredentialRetrievalError():
             return InputError(
-                f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or {ROLE}"
             )
         case TokenRetrievalError() | SSOError():
             return InputError(f"{where}: {error}; log in again")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.autoscaler._private.util import prepare_config
 
 ROOT = Path(__file__).parents[1]
 AWS = ROOT / "ray_cluster.yaml"
@@ -29,6 +30,14 @@ class RayStart:
     head: bool
     options: dict[str, str]
 
+    @property
+    def words(self) -> list[str]:
+        """The options as ``ray start`` is given them; to a pod, the operator tells what it is."""
+        kind = {"head": ""} if self.head else {"address": "10.0.0.10:6379"}
+        return [
+            f"--{name}={value}" if value else f"--{name}" for name, value in (kind | self.options).items()
+        ]
+
 
 def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
@@ -38,6 +47,12 @@ def launcher(path: Path) -> dict[str, Any]:
     """A file for ``ray up``."""
     (content,) = documents(path)
     return content
+
+
+def aws_node_types() -> dict[str, dict[str, Any]]:
+    """The groups of machines on AWS, as Ray completes them."""
+    types: dict[str, dict[str, Any]] = prepare_config(launcher(AWS))["available_node_types"]
+    return types
 
 
 def ray_clusters() -> list[tuple[str, dict[str, Any]]]:

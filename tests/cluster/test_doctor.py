@@ -172,6 +172,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = doctor_stores.credentials(s3_config())
     assert found.state == "error"
     assert "AWS_ACCESS_KEY_ID" in found.remedy
+    assert "give the machine a role" in found.remedy
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "nobody" in doctor_stores.credentials(s3_config())[0].found
     assert states(doctor_stores.credentials(Config())) == ["ok"]

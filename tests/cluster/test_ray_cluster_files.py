@@ -1,23 +1,21 @@
 """The files for ``ray up``: Ray's own schema, the project's versions, no keys, few rights."""
 
-import json
 import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
+import botocore.session
 import pytest
-from cluster_files import AWS, LOCAL, PINNED, ROOT, launcher, options
+from cluster_files import AWS, LOCAL, PINNED, ROOT, aws_node_types, launcher, options
 from jsonschema import ValidationError
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-POLICIES = {
-    name: json.loads((ROOT / "cluster" / "aws" / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("trust", "head-policy", "worker-policy")
-}
+from cluster.prices import read_prices
+
 FILES = pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 
 
@@ -79,22 +77,71 @@ def test_the_token_is_asked_for_and_for_the_user_alone(path: Path) -> None:
         assert "RAY_AUTH_MODE=token ray start" in start
 
 
+def set_up(path: Path, home: Path, *parts: str, programs: str = "") -> None:
+    """Run the commands of the set-up that have one of these parts, on a machine with this home."""
+    environment = {"HOME": str(home), "PATH": programs + os.environ["PATH"]}
+    steps = [c for c in launcher(path)["setup_commands"] if any(part in c for part in parts)]
+    assert steps
+    for command in steps:
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+
+
 @FILES
-def test_shells_have_the_keys_and_nobody_else(path: Path, tmp_path: Path) -> None:
+def test_shells_have_what_they_need_and_nobody_else(path: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / ".bts").mkdir(parents=True)
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("t", encoding="utf-8")
     (home / ".bts" / "keys").write_text("WANDB_API_KEY=w\nBTS_PSEUDONYM_KEY='p q'\n", encoding="utf-8")
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
-    steps = [c for c in launcher(path)["setup_commands"] if ".bts" in c]
-    for command in 2 * steps:  # a machine may be set up again
-        subprocess.run(["bash", "-c", command], env=environment, check=True)
+    own = "export RAY_AUTH_MODE=token  # somebody's own, from before\n"
+    (home / ".bashrc").write_text(own, encoding="utf-8")
+    for _ in range(2):  # a machine may be set up again
+        set_up(path, home, ".bashrc", "chmod")
     assert stat.S_IMODE((home / ".bts" / "keys").stat().st_mode) == 0o600
     # As Ray's launcher runs each command.
-    words = ["bash", "--login", "-c", "-i", "source ~/.bashrc; env; wc -l < ~/.bashrc"]
+    words = ["bash", "--login", "-c", "-i", "source ~/.bashrc; env; sort ~/.bashrc | uniq --repeated"]
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     printed = done.stdout.splitlines()
     assert {"WANDB_API_KEY=w", "BTS_PSEUDONYM_KEY=p q"} <= set(printed)
-    assert printed[-1].strip() == "1"
+    found = dict(line.split("=", 1) for line in printed)  # a line that is there twice is no variable
+    assert found["PATH"].startswith(f"{home}/.bts/venv/bin:")
+    patient = {"AWS_METADATA_SERVICE_TIMEOUT": "5", "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "5"}
+    assert {n: v for n, v in found.items() if n.startswith("AWS_METADATA")} == (
+        patient if path == AWS else {}
+    )
+
+
+def test_boto_heeds_the_patience_that_shells_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "5")
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
+    session = botocore.session.Session()
+    assert session.get_config_variable("metadata_service_timeout") == 5
+    assert session.get_config_variable("metadata_service_num_attempts") == 5
+
+
+@FILES
+def test_a_set_up_that_came_to_nothing_begins_again(path: Path, tmp_path: Path) -> None:
+    # What `python3 -m venv` leaves where python3-venv was not there yet: no pip.
+    programs = tmp_path / ".bts" / "venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    (tmp_path / ".bts" / "keys").write_text("", encoding="utf-8")
+    set_up(path, tmp_path, "python3 -m venv")
+    assert (programs / "pip").exists()
+    assert (tmp_path / ".bts" / "keys").exists()
+    (programs / "installed").touch()
+    set_up(path, tmp_path, "python3 -m venv")
+    assert (programs / "installed").exists(), "what is whole stays"
+
+
+def test_a_new_machine_is_waited_for_until_it_lets_lists_be_read(tmp_path: Path) -> None:
+    stands_in = {"sudo": 'echo "$@" >> ~/asked; test $(wc -l < ~/asked) -ge 3', "sleep": "exit 0"}
+    for name, body in stands_in.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    set_up(AWS, tmp_path, "apt-get --quiet update", programs=f"{tmp_path}:")
+    assert (tmp_path / "asked").read_text().splitlines() == 3 * ["apt-get --quiet update"]
 
 
 @FILES
@@ -105,18 +152,14 @@ def test_no_key_is_written_down(path: Path) -> None:
 
 @FILES
 def test_the_two_files_set_machines_up_alike(path: Path) -> None:
-    shared = [c for c in launcher(AWS)["setup_commands"] if "apt-get" not in c]
-    assert [c for c in launcher(path)["setup_commands"] if "apt-get" not in c] == shared
+    own = "apt-get|AWS_METADATA"
+    shared = [c for c in launcher(AWS)["setup_commands"] if not re.search(own, c)]
+    assert [c for c in launcher(path)["setup_commands"] if not re.search(own, c)] == shared
     assert launcher(path)["file_mounts"] == launcher(AWS)["file_mounts"]
 
 
-def node_types() -> dict[str, dict[str, Any]]:
-    types: dict[str, dict[str, Any]] = prepare_config(launcher(AWS))["available_node_types"]
-    return types
-
-
 def test_groups_are_bounded_and_come_from_nothing() -> None:
-    types = node_types()
+    types = aws_node_types()
     workers = {name: t for name, t in types.items() if name != "head"}
     assert types["head"]["max_workers"] == 0
     assert types["head"]["resources"] == {"CPU": 0}
@@ -126,70 +169,32 @@ def test_groups_are_bounded_and_come_from_nothing() -> None:
 
 
 def test_labels_say_what_a_machine_is() -> None:
-    for node in node_types().values():
+    for node in aws_node_types().values():
         labels = node.get("labels", {})
         validate_node_label_syntax(labels)
         if labels:
             spot = "InstanceMarketOptions" in node["node_config"]
             assert labels["ray.io/market-type"] == ("spot" if spot else "on-demand")
-    gpu, spot = node_types()["gpu"], node_types()["gpu_spot"]
+    gpu, spot = aws_node_types()["gpu"], aws_node_types()["gpu_spot"]
     assert gpu["node_config"].items() <= spot["node_config"].items()
     assert spot["priority"] > gpu.get("priority", 0)
 
 
-def test_no_machine_is_open_to_the_world() -> None:
-    # Without groups of its own a machine gets one from Ray that lets ssh in from everywhere.
-    for node in node_types().values():
-        assert node["node_config"]["SecurityGroupIds"]
-        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
-    commands = (ROOT / "cluster" / "aws" / "README.md").read_text(encoding="utf-8")
-    assert "security_group" not in launcher(AWS)["provider"]
-    assert "0.0.0.0/0" not in AWS.read_text(encoding="utf-8") + commands
-    openings = [line for line in commands.splitlines() if "authorize-security-group-ingress" in line]
-    sources = {tuple(sorted(options(line).keys() & {"cidr", "source-group"})) for line in openings}
-    assert sources == {("cidr",), ("source-group",)}
-    assert all("--port 22 " in line for line in openings if "--cidr" in line)
+def test_the_prices_have_every_gpu_machine() -> None:
+    listed = {i.name: i for i in read_prices(ROOT / "configs" / "prices.yaml").instances}
+    for node in aws_node_types().values():
+        accelerator = node.get("labels", {}).get("ray.io/accelerator-type")
+        if accelerator:
+            instance = listed[node["node_config"]["InstanceType"]]
+            assert instance.has(f"NVIDIA {accelerator}")
+            assert instance.gpus == 4, "as the file's comments say, and test_ray_up.py asks AWS"
 
 
 def test_disks_are_encrypted_and_go_with_the_machine() -> None:
-    for node in node_types().values():
+    for node in aws_node_types().values():
         (disk,) = node["node_config"]["BlockDeviceMappings"]
         assert disk["Ebs"]["Encrypted"]
         assert disk["Ebs"]["DeleteOnTermination"]
-
-
-def statements(name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = POLICIES[name]["Statement"]
-    return found
-
-
-def test_roles_are_those_of_the_policies() -> None:
-    arns = {n["node_config"]["IamInstanceProfile"]["Arn"].rpartition("/")[2] for n in node_types().values()}
-    assert arns == {"bts-head", "bts-worker"}
-    (passed,) = (s["Resource"] for s in statements("head-policy") if s["Action"] == "iam:PassRole")
-    assert passed == "arn:aws:iam::123456789012:role/bts-worker"
-
-
-def test_workers_may_use_the_bucket_and_nothing_else() -> None:
-    actions = [a for s in statements("worker-policy") for a in s["Action"]]
-    assert all(a.startswith("s3:") and "*" not in a for a in actions)
-    assert {s["Resource"] for s in statements("worker-policy")} == {
-        "arn:aws:s3:::BUCKET",
-        "arn:aws:s3:::BUCKET/*",
-    }
-
-
-def test_the_head_may_end_machines_of_this_cluster_alone() -> None:
-    (end,) = (s for s in statements("head-policy") if s["Action"] == "ec2:TerminateInstances")
-    assert end["Condition"] == {
-        "StringEquals": {"aws:ResourceTag/ray-cluster-name": launcher(AWS)["cluster_name"]}
-    }
-    region = launcher(AWS)["provider"]["region"]
-    assert all(
-        region in json.dumps(s)
-        for s in statements("head-policy")
-        if s["Sid"] in ("StartMachines", "FindTheNewestImages")
-    )
 
 
 def test_the_local_head_is_named_the_same_everywhere() -> None:

@@ -4,6 +4,7 @@ On the near side of the border everything is real: Ray's launcher, its providers
 against AWS's own description of EC2.
 """
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -276,6 +277,9 @@ def test_ones_own_machines_are_set_up_one_and_all() -> None:
     head = start_head(LOCAL, config)
     steps = head.order(".ray/auth_token ubuntu@10.0.0.10", "chmod 600", "--no-deps", "ray start --head")
     assert steps == sorted(steps)
+    # The second autoscaler leaves out a machine (tests/e2e/test_ray_up_hosts.py); what stands last counts.
+    (start,) = (line for line in head.lines if "ray start --head" in line)
+    assert re.findall(r"RAY_enable_autoscaler_v2=(\d)", start) == ["1", "0"]
     provider = local_provider.LocalNodeProvider(config["provider"], config["cluster_name"])
     for address in config["provider"]["worker_ips"]:
         provider.create_node({}, {"ray-node-type": "worker", "ray-user-node-type": "local.cluster.node"}, 1)
