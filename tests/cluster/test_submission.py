@@ -87,6 +87,7 @@ def test_local_places_are_those_that_the_stage_uses(config: Config) -> None:
     assert local("tune") == {"run.dir": runs}
     assert local("train") == {"run.dir": runs, "score.ensemble": "/m/1,/m/3"}
     assert local("score", model="/m") == {"--model": "/m", "score.ensemble": "/m/1,/m/3"}
+    assert local("report", model="file:///m") == {"--model": "file:///m"}
     assert local("report", model="s3://b/r", scores="score-1") == {}
     assert local("run") == {"data.source": source, "run.dir": runs, "score.ensemble": "/m/1,/m/3"}
 
