@@ -17,10 +17,10 @@ from bts_dist.checkpoint import Progress
 from bts_dist.config import Config
 from bts_dist.ensemble import ensemble, networks_of
 from bts_dist.inference import Inference, Member, inference_bytes, read_inference
-from bts_dist.run import absolute_uri
 from bts_dist.unet import make_unet
 from shards.config import HoldoutSplit, StoreConfig
 from shards.errors import InputError
+from shards.location import absolute_uri
 from shards.store import MissingObject, ObjectStore, join_uri, open_store
 
 FOLDS = "folds"

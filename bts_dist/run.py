@@ -14,6 +14,7 @@ from bts_dist.compose import config_hash, with_overrides
 from bts_dist.config import Config
 from shards.cache import cache_folder
 from shards.errors import InputError
+from shards.location import absolute_uri
 from shards.store import LocalStore, MissingObject, ObjectStore, join_uri, open_store
 
 _RECIPE = ("model", "loss", "optim", "schedule", "augment", "train", "split")
@@ -55,11 +56,6 @@ def absolute(config: Config) -> Config:
     return with_overrides(
         config, {**{key: absolute_uri(uri) for key, uri in places.items()}, "score.ensemble": ensemble}
     )
-
-
-def absolute_uri(uri: str) -> str:
-    """A local path from the root on; any other location as it is."""
-    return uri if "://" in uri else str(Path(uri).resolve())
 
 
 def run_uri(config: Config) -> str:

@@ -33,6 +33,7 @@ from cluster.termination import (
     interrupted_code,
 )
 from shards.errors import InputError
+from shards.location import is_local, local_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,8 +56,12 @@ def synth(config: ConfigFiles = None, overrides: Overrides = None) -> None:
     from shards.phantom import generate
 
     cfg = load(config, overrides)
+    if not is_local(cfg.data.source):
+        raise InputError(
+            f"data.source={cfg.data.source}: a phantom is written to a local folder; copy it from there"
+        )
     with console.progress("synth") as update:
-        generate(cfg.phantom, Path(cfg.data.source), update)
+        generate(cfg.phantom, local_path(cfg.data.source), update)
     console.stage("synth", f"{cfg.data.source}: {cfg.phantom.patients} patients")
     console.next_step(f"bts pack {same(config, overrides)}")
 

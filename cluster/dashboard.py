@@ -15,9 +15,11 @@ from urllib.parse import urlencode, urlsplit
 import ray
 import requests
 from ray.dashboard.utils import get_address_for_submission_client
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
+from cluster.auth_token import refusal
+from cluster.head_port import CONNECT_S, check_head
 from shards.errors import InputError, UnreachableError
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -32,8 +34,10 @@ for _name in (
     # They tell of every request; what goes wrong is raised too.
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-CONNECT_S = 10.0
 ANSWER_S = 60.0
+"""Seconds for an answer from what is known for a dashboard; the first is waited for as long as for a connection."""
+_FIRST = "/api/version"
+"""What is asked first."""
 
 
 class Dashboard(JobSubmissionClient):
@@ -50,6 +54,8 @@ class Dashboard(JobSubmissionClient):
             try:
                 super().__init__(url)
                 python = str(self.read("/api/v0/cluster_metadata")["pythonVersion"])
+            except AuthenticationError as error:  # no token to send
+                raise InputError(refusal(f"the cluster at {url}")) from error
             except (requests.HTTPError, requests.JSONDecodeError, KeyError, RuntimeError) as error:
                 raise InputError(
                     f"{url} is not the dashboard of a Ray cluster ({error}); {_RIGHT_ADDRESS}"
@@ -98,12 +104,11 @@ class Dashboard(JobSubmissionClient):
         raise RuntimeError(f"the cluster at {self._address} answers with status {r.status_code}: {lines[-1]}")
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        limits = (CONNECT_S, CONNECT_S if endpoint == _FIRST else ANSWER_S)
         try:
-            return super()._do_request(
-                method, endpoint, timeout=(CONNECT_S, ANSWER_S), auth=_as_it_is, **options
-            )
+            return super()._do_request(method, endpoint, timeout=limits, auth=_as_it_is, **options)
         except AuthenticationError as error:
-            raise InputError(_token_text(self._address, self._headers)) from error
+            raise InputError(refusal(f"the cluster at {self._address}")) from error
         except requests.RequestException as error:
             raise UnreachableError(
                 f"no Ray dashboard answers at {self._address} ({_short(error)}); {_RIGHT_ADDRESS}"
@@ -151,8 +156,11 @@ def _ask(address: str) -> str:
         raise InputError(f"{address} is not an address of a dashboard; {_RIGHT_ADDRESS}")
     try:
         with _without(ADDRESSES):
+            check_head(address)
             url: str = get_address_for_submission_client(address)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+    except AuthenticationError as error:
+        raise InputError(refusal(f"the cluster at {address}")) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise InputError(
             f"no Ray cluster answers at {address} ({_short(error)}); {_RIGHT_ADDRESS}"
         ) from error
@@ -170,19 +178,6 @@ def _check_version(url: str, name: str, theirs: str, ours: str) -> None:
             f"the cluster at {url} has {name} {theirs}, this machine {ours}; start the cluster with {name} "
             f"{'.'.join(ours.split('.')[:2])}, or give the command where the versions are the cluster's"
         )
-
-
-def _token_text(url: str, headers: dict[str, str]) -> str:
-    if headers:
-        return (
-            f"the cluster at {url} refuses this machine's token; put the cluster's own, which `ray get-auth-token` "
-            "prints on its head, into ~/.ray/auth_token (mode 0600)"
-        )
-    return (
-        f"the cluster at {url} asks for a token and this machine has none; put the cluster's, which "
-        "`ray get-auth-token` prints on its head, into ~/.ray/auth_token (mode 0600), or name a file in "
-        "RAY_AUTH_TOKEN_PATH"
-    )
 
 
 def _short(error: Exception) -> str:

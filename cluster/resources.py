@@ -10,12 +10,13 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from bts_dist import commit
 from bts_dist.config import ClusterConfig
 from cluster import console
-from cluster.auth_token import ensure_token, hide_token
+from cluster.auth_token import ensure_token, hide_token, refusal
+from cluster.head_port import check_head
 from cluster.nodes import read_room
 from cluster.placement import Placement, place
 from cluster.termination import termination_heeded
@@ -82,44 +83,48 @@ def _connect(config: ClusterConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     hide_token()
     if config.address is None:
-        if elsewhere := os.environ.get("RAY_ADDRESS"):
-            console.out.print(
-                f"  RAY_ADDRESS={elsewhere} is left alone: cluster.address is null, so Ray starts on this machine; "
-                "--set cluster.address=auto joins that cluster",
-                markup=False,
-            )
-        ensure_token()
-        # Ray's own 15 lets all others on the machine go first: workers would hardly run, and could be taken for frozen.
-        os.environ.setdefault(NICENESS, "0")
-        cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
-        port = _free_port()
-        environment = _environment(f"127.0.0.1:{port}")
-        # Left out, Ray would join what RAY_ADDRESS names, or a cluster that somebody started on this machine.
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=True,
-            dashboard_port=port,
-            runtime_env=environment,
-            **options,
-        )
+        _start(config, options)
     else:
-        try:
-            ray.init(address=config.address, **options)
-            environment = _environment(ray._private.worker.get_dashboard_url())
-            ray.shutdown()
-            ray.init(address=config.address, runtime_env=environment, **options)
-        except AuthenticationError as error:
-            raise InputError(
-                f"the cluster at cluster.address={config.address} does not take this machine's token, or there is "
-                "none; put the cluster's own, which `ray get-auth-token` prints on its head, into "
-                "~/.ray/auth_token (mode 0600)"
-            ) from error
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"no Ray cluster answers at cluster.address={config.address} ({error}); start one with "
-                "`ray start --head` or `ray up`, or leave cluster.address out to start one here"
-            ) from error
+        _join(config.address, options)
+
+
+def _start(config: ClusterConfig, options: dict[str, Any]) -> None:
+    if elsewhere := os.environ.get("RAY_ADDRESS"):
+        console.out.print(
+            f"  RAY_ADDRESS={elsewhere} is left alone: cluster.address is null, so Ray starts on this machine; "
+            "--set cluster.address=auto joins that cluster",
+            markup=False,
+        )
+    ensure_token()
+    # Ray's own 15 lets all others on the machine go first: workers would hardly run, and could be taken for frozen.
+    os.environ.setdefault(NICENESS, "0")
+    cpus = max(available_cpus(), math.ceil(config.most * config.cpus_per_worker))
+    port = _free_port()
+    # Left out, Ray would join what RAY_ADDRESS names, or a cluster that somebody started on this machine.
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=True,
+        dashboard_port=port,
+        runtime_env=_environment(f"127.0.0.1:{port}"),
+        **options,
+    )
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    try:
+        check_head(address)
+        ray.init(address=address, **options)
+        environment = _environment(ray._private.worker.get_dashboard_url())
+        ray.shutdown()
+        ray.init(address=address, runtime_env=environment, **options)
+    except AuthenticationError as error:
+        raise InputError(refusal(f"the cluster at cluster.address={address}")) from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise InputError(
+            f"no Ray cluster answers at cluster.address={address} ({error}); start one with "
+            "`ray start --head` or `ray up`, or leave cluster.address out to start one here"
+        ) from error
 
 
 def _environment(dashboard: str | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bts_dist.choosing import run_choosing
@@ -14,6 +13,7 @@ from bts_dist.run import absolute, open_run
 from bts_dist.score import run_score
 from cluster.ray_map import ray_map
 from cluster.resources import decided, ray_cluster
+from shards.location import absolute_uri
 
 Progress = Callable[[int, int], None]
 
@@ -67,4 +67,4 @@ def _workers(config: Config) -> Iterator[tuple[Config, int, Any]]:
 
 
 def _absolute(place: ModelPlace) -> ModelPlace:
-    return place if "://" in place.run else ModelPlace(str(Path(place.run).resolve()), place.name)
+    return ModelPlace(absolute_uri(place.run), place.name)

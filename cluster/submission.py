@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.run import absolute, absolute_uri, named, run_uri
+from bts_dist.run import absolute, named, run_uri
 from cluster.payload import CONFIG
 from shards.errors import InputError
+from shards.location import absolute_uri, is_local
 
 STAGES = ("verify", "pack", "tune", "train", "score", "report", "run")
 """Commands that can be jobs.  A job's own process runs on the head, its work on the workers."""
@@ -97,7 +98,7 @@ def local_places(submission: Submission) -> dict[str, str]:
         if option in submission.options:
             del places[instead_of]
             places[option] = [submission.options[option]]
-    local = {key: [uri for uri in uris if "://" not in uri] for key, uris in places.items()}
+    local = {key: [uri for uri in uris if is_local(uri)] for key, uris in places.items()}
     return {key: ",".join(uris) for key, uris in local.items() if uris}
 
 

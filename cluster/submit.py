@@ -1,6 +1,7 @@
 """A job sent to a Ray cluster through Ray's job API."""
 
 import secrets
+import shlex
 import socket
 import tempfile
 from pathlib import Path
@@ -115,8 +116,15 @@ def head_python(dashboard: Dashboard) -> str:
     for node in nodes:
         if node["raylet"].get("isHeadNode"):
             words = (word for word in node.get("cmdline", ()) if word.startswith(marker))
-            return next((word.removeprefix(marker).split()[0] for word in words), "python")
+            return next((_first_word(word.removeprefix(marker)) for word in words), "python")
     return "python"
+
+
+def _first_word(command: str) -> str:
+    """Ray writes the line as for Windows, where double quotes alone hold a path with a space together."""
+    words = shlex.shlex(command, posix=True)
+    words.whitespace_split, words.commenters, words.quotes = True, "", '"'
+    return next(words)
 
 
 def tell_places(submission: Submission, dashboard: Dashboard) -> None:

@@ -25,6 +25,8 @@ from cluster.fatal import EndAtOnce, fatal_error
 from cluster.process_group import NodeConfig
 from cluster.ray_runtime import ray_runtime
 from cluster.resources import check_resources, ray_cluster
+from shards.location import absolute_uri
+from shards.store import join_uri
 
 _RAY = "ray"
 """The folder of a run with Ray's own notes, while it trains on a cluster that it has joined."""
@@ -153,8 +155,7 @@ def ray_storage(config: Config, scratch: str) -> str:
     """Where Ray keeps its own notes: a place that every node of the cluster sees."""
     if config.cluster.address is None:
         return scratch
-    uri = run_uri(config)
-    return f"{uri}/{_RAY}" if "://" in uri else str(Path(uri).resolve() / _RAY)
+    return join_uri(absolute_uri(run_uri(config)), _RAY)
 
 
 def clear_ray_storage(config: Config) -> None:

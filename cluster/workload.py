@@ -7,6 +7,7 @@ from bts_dist import choosing, score
 from bts_dist.config import Config
 from cluster.data_size import DataSize
 from cluster.tune_space import parse_space
+from shards.location import is_local
 from shards.plan import Split
 
 
@@ -164,7 +165,7 @@ def _bytes(config: Config, size: DataSize, splits: tuple[Split, ...], repeats: i
     Shards stay on the node's disk unless ``data.cache`` is ``none`` or they are more than ``store.cache_gib``; then
     each time fetches them again.  Nothing is fetched from a local folder.
     """
-    if "://" not in config.data.shards:
+    if is_local(config.data.shards):
         return 0
     once = sum(size.bytes[split] for split in splits)
     return once if _kept(config, once) else once * repeats

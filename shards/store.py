@@ -1,7 +1,4 @@
-"""Where bytes lie: one small contract, kept by a folder (here) and by S3 (``shards.s3``).
-
-Locations are ``str``, not ``Path``: a ``Path`` turns ``s3://bucket`` into ``s3:/bucket``.
-"""
+"""Where bytes lie: one small contract, kept by a folder (here) and by S3 (``shards.s3``)."""
 
 import errno
 import os
@@ -13,10 +10,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote
 
 from shards.config import StoreConfig
 from shards.errors import InputError
+from shards.location import local_path, scheme
 
 
 class MissingObject(LookupError):  # noqa: N818 - states what is, not what failed
@@ -95,26 +92,18 @@ class ObjectStore(Protocol):
 
 def open_store(uri: str, config: StoreConfig | None = None) -> ObjectStore:
     """The store at ``s3://bucket/prefix``, ``file:///folder`` or a path.  Nothing is touched yet."""
-    found = re.match(r"([A-Za-z][\w+.-]+):/", uri)
-    scheme = found[1] if found else ""
-    rest = uri.removeprefix(f"{scheme}://")
-    if scheme and rest == uri:
-        raise InputError(f"{uri}: a slash is missing after {scheme}:/; write {scheme}://…")
-    match scheme:
+    found = scheme(uri)
+    if found and not uri.startswith(f"{found}://"):
+        raise InputError(f"{uri}: a slash is missing after {found}:/; write {found}://…")
+    match found:
         case "s3":
             from shards.s3 import S3Store  # botocore loads slowly, and local runs do without it
 
             return S3Store(uri.rstrip("/"), config or StoreConfig())
-        case "file":
-            if not rest.startswith("/"):
-                raise InputError(f"{uri}: names a host; write file:///folder, with three slashes")
-            return LocalStore(uri.rstrip("/"), Path(unquote(rest)))
-        case "":
-            if not uri:
-                raise InputError("the location is empty; give a folder or s3://bucket/prefix")
-            return LocalStore(uri.rstrip("/") or "/", Path(uri).expanduser().absolute())
+        case "" | "file":
+            return LocalStore(uri.rstrip("/") or "/", local_path(uri))
         case _:
-            raise InputError(f"{uri}: unknown scheme {scheme}://; use a path, file:// or s3://bucket/prefix")
+            raise InputError(f"{uri}: unknown scheme {found}://; use a path, file:// or s3://bucket/prefix")
 
 
 def join_uri(base: str, *parts: str) -> str:

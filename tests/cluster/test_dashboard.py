@@ -4,6 +4,7 @@ import json
 import platform
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import pytest
 import ray
 from ray_nodes import free_port
 
+from cluster import dashboard
 from cluster.dashboard import ADDRESSES, Dashboard, find_url
 from shards.errors import InputError, UnreachableError
 
@@ -121,6 +123,22 @@ def test_nobody_answers() -> None:
         UnreachableError, match=rf"no Ray dashboard answers at {url} \(.*refused.*\); give the head's"
     ):
         Dashboard(url)
+
+
+def test_a_port_that_accepts_and_says_nothing_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(4096):
+                pass
+
+    monkeypatch.setattr(dashboard, "CONNECT_S", 0.5)
+    with socketserver.TCPServer(("127.0.0.1", 0), Silent) as silent:
+        threading.Thread(target=silent.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"no Ray dashboard answers at .* \(timed out\)"):
+            Dashboard(f"http://127.0.0.1:{silent.server_address[1]}")
+        assert time.monotonic() - began < 10
+        silent.shutdown()
 
 
 def test_another_of_rays_ports_is_no_dashboard() -> None:

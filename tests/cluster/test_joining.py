@@ -22,6 +22,7 @@ def joined(address: str | None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(resources, "check_head", lambda address: None)
     monkeypatch.setattr(resources, "ensure_token", lambda: None)
     monkeypatch.setattr(resources, "hide_token", lambda: None)
     with pytest.raises((ConnectionError, InputError)), ray_cluster(ClusterConfig(address=address)):

@@ -1,5 +1,6 @@
 """A stage made ready to travel: checked here, and free of what only this machine knows."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from cluster import stages
 from cluster.cli import guarded
 from cluster.dashboard import ADDRESSES
 from cluster.submission import STAGES, check_stage, entrypoint, local_places, make_submission
-from cluster.submit import tell_places
+from cluster.submit import head_python, tell_places
 from shards.errors import InputError
 
 
@@ -87,6 +88,7 @@ def test_local_places_are_those_that_the_stage_uses(config: Config) -> None:
     assert local("tune") == {"run.dir": runs}
     assert local("train") == {"run.dir": runs, "score.ensemble": "/m/1,/m/3"}
     assert local("score", model="/m") == {"--model": "/m", "score.ensemble": "/m/1,/m/3"}
+    assert local("report", model="file:///m") == {"--model": "file:///m"}
     assert local("report", model="s3://b/r", scores="score-1") == {}
     assert local("run") == {"data.source": source, "run.dir": runs, "score.ensemble": "/m/1,/m/3"}
 
@@ -117,6 +119,19 @@ def test_what_other_machines_must_see_is_said(
     away = with_overrides(config, {"data.shards": "s3://b/shards", "run.dir": "/d/[a]/runs"})
     tell_places(make_submission(stage, away), board)
     assert capsys.readouterr().out.strip().partition(":")[0] == line
+
+
+@pytest.mark.parametrize("python", ["/opt/env/bin/python", "/opt/my env/bin/python", "/o'neil/#1/bin/python"])
+def test_a_job_runs_under_the_interpreter_of_the_heads_ray(python: str) -> None:
+    # As Ray's start_raylet writes it.
+    command = subprocess.list2cmdline([python, "/opt/my env/setup_worker.py", "--node-ip-address=10.0.0.1"])
+    others = [{"raylet": {}, "cmdline": ["raylet", "--python_worker_command=/other/python worker.py"]}]
+    head = {
+        "raylet": {"isHeadNode": True},
+        "cmdline": ["raylet", "--head", f"--python_worker_command={command}"],
+    }
+    board: Any = SimpleNamespace(read=lambda path: {"summary": [*others, head]})
+    assert head_python(board) == python
 
 
 def test_a_job_runs_on_ray(config: Config) -> None:

@@ -43,6 +43,9 @@ TINY = [
 ]
 
 
+NO_TOKEN = "asks for a token and this machine has none; put the cluster's"
+
+
 @dataclass
 class Head:
     """A cluster, and the machine outside it that gives commands."""
@@ -257,17 +260,46 @@ def test_stop_waits_for_the_end(head: Head) -> None:
     assert "begun" in head.bts("logs", job, "-f")
 
 
-def test_a_cluster_that_is_not_ours_or_not_there(head: Head) -> None:
-    wrong = head.bts("jobs", code=2, RAY_AUTH_TOKEN="0" * 32)
-    assert "refuses this machine's token" in wrong
-    none = head.bts(
-        "submit", "verify", code=2, RAY_AUTH_TOKEN="", HOME="/nonexistent", RAY_AUTH_MODE="disabled"
-    )
-    assert "asks for a token and this machine has none" in none
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"RAY_AUTH_TOKEN": "0" * 32}, "refuses this machine's token; put the cluster's own"),
+        ({"RAY_AUTH_MODE": "disabled"}, NO_TOKEN),
+        ({"RAY_AUTH_MODE": "token"}, NO_TOKEN),
+        ({"RAY_AUTH_MODE": "token", "HOME": "with an empty file"}, NO_TOKEN),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nonexistent"}, NO_TOKEN),
+    ],
+    ids=["wrong", "disabled", "none", "empty", "nowhere"],
+)
+@pytest.mark.parametrize("by", ["dashboard", "head"])
+def test_a_cluster_that_is_not_ours(
+    head: Head, by: str, variables: dict[str, str], what: str, tmp_path: Path
+) -> None:
+    if "HOME" in variables:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").touch()
+        variables = {**variables, "HOME": str(tmp_path)}
+    address = {"dashboard": head.url, "head": head.nodes.address}[by]
+    environment = {"RAY_AUTH_TOKEN": "", "HOME": "/nonexistent", **variables}
+    told = head.bts("jobs", "--set", f"cluster.address={address}", code=2, **environment).splitlines()
+    assert f"the cluster at {address} {what}" in told[-1]
+    assert "`ray get-auth-token` prints on its head" in told[-1]
+    # Of a token that its head refuses Ray's C++ tells too.
+    assert len([line for line in told if "InvalidAuthToken" not in line]) == 1, told
+
+
+def test_a_cluster_that_is_not_there(head: Head) -> None:
     nowhere = head.bts("status", "--address", f"127.0.0.1:{free_port()}", code=2)
     assert "no Ray dashboard answers at http://127.0.0.1" in nowhere
-    for text in (wrong, none, nowhere):
-        assert len(text.splitlines()) == 1, text
+    assert len(nowhere.splitlines()) == 1, nowhere
+
+
+def test_a_stage_does_not_join_a_cluster_that_is_not_ours(head: Head) -> None:
+    setting = f"cluster.address={head.nodes.address}"
+    began = time.monotonic()
+    told = head.bts("doctor", "--set", setting, code=1, RAY_AUTH_TOKEN="0" * 32)
+    assert f"the cluster at {setting} refuses this machine's token" in " ".join(told.split())
+    assert time.monotonic() - began < 60
 
 
 def _used(head: Head) -> float:
