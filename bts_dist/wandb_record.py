@@ -60,6 +60,8 @@ class WandbRecord:
         self._given = given
         self._rename = rename
         self._waiting: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+        self._uploaded: dict[Path, tuple[int, int]] = {}
+        """Size and time of change of the files that were copied."""
 
     def row(self, kind: str, step: int, at_s: float, row: Mapping[str, Any]) -> None:
         """Keep a row of metrics for W&B; ``at_s`` is in seconds of Unix time.
@@ -115,10 +117,15 @@ class WandbRecord:
         """Copy what W&B has written since this start; the logs of earlier starts are the run's already."""
         folder = self._folder
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
+            if not path.is_file() or path.is_symlink():
+                continue
+            found = path.stat()  # before it is read, so that what comes meanwhile is a change
+            known = (found.st_size, found.st_mtime_ns)
+            if self._uploaded.get(path) != known:
                 # Its bytes as they are now: the log grows while it is open.
                 key = f"{FOLDER}/{folder.name}/{path.relative_to(folder).as_posix()}"
                 run.put(key, path.read_bytes())
+                self._uploaded[path] = known
 
     def finish(self, exit_code: int) -> None:
         """End W&B's part of this start; its log is whole afterwards, unless W&B's process is gone."""
