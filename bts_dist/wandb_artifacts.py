@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bts_dist import checkpoint
+from bts_dist.wandb_process import limited
 from shards.manifest import INDEX, MANIFEST, load_manifest
 from shards.store import LocalStore, ObjectStore, join_uri
 
@@ -101,13 +102,36 @@ class ScoreReference:
 
 def use_artifact(wandb_run: Any, reference: Reference) -> None:
     """Say that a run used something; W&B comes to know of it if it did not."""
-    # W&B's use_artifact refuses when offline, and online it waits for the upload.  This is what it does before.
-    wandb_run._log_artifact(_artifact(reference.describe()), is_user_created=True, use_after_commit=True)
+    _publish(wandb_run, reference.describe(), (), used=True)
 
 
 def log_artifact(wandb_run: Any, reference: Reference, aliases: Sequence[str] = ()) -> None:
     """Say that a run made something."""
-    wandb_run.log_artifact(_artifact(reference.describe()), aliases=list(aliases))
+    _publish(wandb_run, reference.describe(), aliases, used=False)
+
+
+def _publish(wandb_run: Any, description: Description, aliases: Sequence[str], *, used: bool) -> None:
+    """Put an artifact into the run's log, from where W&B's process sends it, or `bts sync` later.
+
+    W&B's own methods do the same offline.  Online they first ask the server, wait for it and tell it who asks; and what
+    they say is not in the log, so that a connection that broke would cost the lineage.
+
+    Raises:
+        wandb.Error: this version of W&B's has no such call.
+    """
+    import wandb
+
+    try:
+        artifact = _artifact(description)
+        artifact.finalize()
+        with limited():
+            wandb_run._interface.publish_artifact(
+                wandb_run, artifact, [*aliases, "latest"], is_user_created=True, use_after_commit=used
+            )
+    except (ImportError, AttributeError, TypeError) as error:  # nothing of this is promised by W&B
+        raise wandb.Error(
+            f"wandb {wandb.__version__} takes artifacts in a way that is not known here: {error}; install wandb 0.31"
+        ) from error
 
 
 def _artifact(description: Description) -> Any:

@@ -9,6 +9,7 @@ answers, would not say why, and may outlive the wait for it.
 import base64
 import http.client
 import json
+import os
 import re
 import ssl
 import threading
@@ -29,6 +30,8 @@ WITHIN_S = 4.0
 """How long the server has to answer, all in all."""
 _AGAIN_S = 1.0
 """Between two questions for the same rows."""
+_SERVICE = "WANDB_SERVICE"
+"""Leads children to W&B's process of their parent."""
 
 _VIEWER = "query Viewer { viewer { username } }"
 _TAIL = """query Tail($project: String!, $entity: String, $name: String!) {
@@ -90,11 +93,15 @@ def has_rows(entity: str, project: str, wandb_id: str, step: int, within_s: floa
 def load_settings() -> Any:
     """W&B's settings.  Its process is started if there is none, which may take seconds on a busy machine.
 
+    Children of this process get one of their own.  W&B would have them share this one, in which the run of a child that
+    was killed goes on and holds its id, so that no later child can begin it.
+
     Raises:
         LoginError: a setting is not valid.
     """
     import wandb
 
+    os.environ.pop(_SERVICE, None)
     try:
         return wandb.setup().settings
     except ValidationError as error:  # whose text holds the value
@@ -105,6 +112,8 @@ def load_settings() -> Any:
         ) from None
     except (wandb.Error, ValueError) as error:
         raise _unusable(error) from error
+    finally:
+        os.environ.pop(_SERVICE, None)
 
 
 def _connect(within_s: float) -> "_Connection":

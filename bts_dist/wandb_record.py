@@ -28,7 +28,8 @@ from bts_dist.pseudonyms import Rename, renaming
 from bts_dist.wandb_artifacts import DataReference, ModelReference, log_artifact, use_artifact
 from bts_dist.wandb_log import read_end
 from bts_dist.wandb_login import LoginError, has_rows
-from bts_dist.wandb_session import Note, begin_wandb, leave, process_errors, said
+from bts_dist.wandb_process import leave, limited, process_errors, said
+from bts_dist.wandb_session import FINISH_S, Note, begin_wandb
 from shards.errors import InputError
 from shards.store import ObjectStore
 
@@ -60,6 +61,8 @@ class WandbRecord:
         self._given = given
         self._rename = rename
         self._waiting: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+        self._uploaded: dict[Path, tuple[int, int]] = {}
+        """Size and time of change of the files that were copied."""
 
     def row(self, kind: str, step: int, at_s: float, row: Mapping[str, Any]) -> None:
         """Keep a row of metrics for W&B; ``at_s`` is in seconds of Unix time.
@@ -93,7 +96,8 @@ class WandbRecord:
         with self.guard():
             for at in sorted(at for at in self._waiting if at <= step):
                 # Once for each step, and committed: its log then holds all of a step or nothing.
-                self._run.log(self._waiting.pop(at), step=at, commit=True)
+                with limited():
+                    self._run.log(self._waiting.pop(at), step=at, commit=True)
                 self._given = at
 
     @contextmanager
@@ -115,17 +119,24 @@ class WandbRecord:
         """Copy what W&B has written since this start; the logs of earlier starts are the run's already."""
         folder = self._folder
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
+            if not path.is_file() or path.is_symlink():
+                continue
+            found = path.stat()  # before it is read, so that what comes meanwhile is a change
+            known = (found.st_size, found.st_mtime_ns)
+            if self._uploaded.get(path) != known:
                 # Its bytes as they are now: the log grows while it is open.
                 key = f"{FOLDER}/{folder.name}/{path.relative_to(folder).as_posix()}"
                 run.put(key, path.read_bytes())
+                self._uploaded[path] = known
 
     def finish(self, exit_code: int) -> None:
         """End W&B's part of this start; its log is whole afterwards, unless W&B's process is gone."""
         if self._lost:
             return
         sent = False
-        with self.guard(), suppress(TimeoutError):  # what is left stays on disk, for `bts sync`
+        upload_s = 0.0 if self._run.offline else FINISH_S
+        # What is not sent in that time stays on disk, for `bts sync`.
+        with self.guard(), suppress(TimeoutError), limited(upload_s):
             self._run.finish(exit_code=exit_code)
             sent = not self._run.offline
         if self._lost:
@@ -190,7 +201,7 @@ def open_wandb(
     # Online the server says where it goes on.
     given = given if wandb_run.offline else wandb_run.starting_step - 1
     record = WandbRecord(wandb_run, given, rename, note)
-    with record.guard():
+    with record.guard(), limited():
         for name in _BY_EPOCH:
             wandb_run.define_metric(name, step_metric="epoch")
     return record

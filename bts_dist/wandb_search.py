@@ -11,6 +11,7 @@ from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import open_run, workspace
 from bts_dist.track import wandb_id
+from bts_dist.wandb_process import limited
 from bts_dist.wandb_session import Note, table_file
 from bts_dist.wandb_stage_run import stage_run
 from shards.store import ObjectStore
@@ -43,7 +44,7 @@ def record_search(
     table = wandb.Table(columns=columns, data=data, allow_mixed_types=True)
     winner = next(row for row in rows if row["trial"] == best)
     name = str(config.track.group)
-    with stage_run(own, search, folder, wandb_id(search), name, note) as (run, step):
+    with stage_run(own, search, folder, wandb_id(search), name, note) as (run, step), limited():
         run.log({"trials": table_file(run, "trials", table, step)}, step=step)
         run.summary.update({f"best/{column}": winner[column] for column in columns})
     return not run.offline
@@ -61,7 +62,10 @@ def mark_best(trial: Config, note: Note = lambda _: None, *, reached: bool = Tru
     tagged = with_overrides(trial, {"track.tags": [*trial.track.tags, BEST]})
     name = str(trial.run.name)
     folder = workspace(store, trial)
-    with stage_run(tagged, store, folder, wandb_id(store), name, note, reached=reached) as (run, _):
+    with (
+        stage_run(tagged, store, folder, wandb_id(store), name, note, reached=reached) as (run, _),
+        limited(),
+    ):
         run.summary["search/best"] = True
 
 

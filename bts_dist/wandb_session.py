@@ -6,17 +6,16 @@ command line, packages, git remote, console.  All of that is off.
 
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from bts_dist.commit import code_commit
 from bts_dist.config import Config
-from bts_dist.wandb_login import LoginError, check_login, load_settings, without_userinfo
+from bts_dist.wandb_login import LoginError, check_login, load_settings
+from bts_dist.wandb_process import leave, limited, process_errors, said
 from shards.errors import InputError
 
 # No reports of errors to W&B either, whose text may say anything.  It reads this when it is imported.
@@ -29,8 +28,7 @@ START_S = 3.0
 _LOGIN_S = 2.0
 _BEGIN_S = 0.5
 """The least that W&B's process is given to begin a run: to it, 0 is no limit."""
-_LEAVE_S = 0.5
-_FINISH_S = 60.0
+FINISH_S = 60.0
 """How long an end waits for the upload of the rest; what is left stays on disk."""
 
 
@@ -51,12 +49,9 @@ def begin_wandb(
     Raises:
         InputError: a setting of W&B's is not valid.
     """
-    try:
-        load_settings()  # before the clock: starting W&B's process is no wait for the server
-    except LoginError as error:
-        raise InputError(f"{error}; or set track.wandb=disabled") from error
+    _start_process()  # before the clock: that is no wait for the server
+    errors: tuple[type[Exception], ...] = (*process_errors(), TimeoutError)
     if config.track.wandb == "online" and reached:
-        errors: tuple[type[Exception], ...] = (*process_errors(), TimeoutError)
         began, suffix = time.monotonic(), _suffix()
         try:
             check_login(_LOGIN_S)
@@ -73,41 +68,26 @@ def begin_wandb(
         note(f"W&B: {trouble}; recording offline, `bts sync` uploads it later")
     try:
         return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
-    except process_errors():  # it ended with an earlier record of this process; there will be a new one
+    except errors:  # it ended with an earlier record of this process; there will be a new one
         leave()
         return _begin(config, workspace, wandb_id, name, "offline", START_S, _suffix())
 
 
-def process_errors() -> tuple[type[Exception], ...]:
-    """What W&B's calls raise when its process is gone, as when the machine ran out of memory, or refuses."""
-    import wandb
-    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+def _start_process() -> None:
+    """Start W&B's process if there is none.
 
-    return ConnectionError, HandleAbandonedError, MailboxClosedError, wandb.Error
-
-
-def said(error: Exception) -> str:
-    """What W&B says of an error, in one line."""
-    return without_userinfo(" ".join(str(error).split())) or type(error).__name__
+    Raises:
+        InputError: a setting of W&B's is not valid.
+    """
+    try:
+        load_settings()
+    except LoginError as error:
+        raise InputError(f"{error}; or set track.wandb=disabled") from error
 
 
 def _suffix() -> str:
     """Of a start's folder: W&B names these by the second, and those of several nodes come together in the run."""
     return uuid.uuid4().hex[:6]
-
-
-def leave() -> None:
-    """Let go of W&B's process, which is gone, or goes on trying and holds the run's id; the next run has its own."""
-    import wandb
-
-    def end() -> None:
-        with suppress(*process_errors()):
-            wandb.teardown()
-
-    # It waits for the process, which waits for the server.
-    thread = threading.Thread(target=end, daemon=True)
-    thread.start()
-    thread.join(_LEAVE_S)
 
 
 def table_file(wandb_run: Any, name: str, table: Any, step: int) -> dict[str, Any]:
@@ -132,35 +112,37 @@ def _begin(
 ) -> Any:
     import wandb
 
-    return wandb.init(
-        id=wandb_id,
-        resume="allow",
-        mode=mode,
-        project=config.track.project,
-        group=config.track.group or config.run.name,
-        tags=list(config.track.tags) or None,
-        name=name,
-        job_type=config.track.job_type,
-        config=config.model_dump(mode="json"),
-        dir=workspace,
-        settings=wandb.Settings(
-            console="off",
-            silent=True,
-            host="",
-            program="",
-            username="",
-            email="",
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-            save_code=False,
-            disable_code=True,
-            disable_git=True,
-            git_commit=code_commit(),
-            x_transaction_log_flush_interval=1,
-            x_sync_dir_suffix=suffix,
-            init_timeout=init_timeout_s,
-            finish_timeout=_FINISH_S,
-            finish_timeout_raises=True,
-        ),
-    )
+    _start_process()  # there is none after ``leave``
+    with limited(init_timeout_s):
+        return wandb.init(
+            id=wandb_id,
+            resume="allow",
+            mode=mode,
+            project=config.track.project,
+            group=config.track.group or config.run.name,
+            tags=list(config.track.tags) or None,
+            name=name,
+            job_type=config.track.job_type,
+            config=config.model_dump(mode="json"),
+            dir=workspace,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                host="",
+                program="",
+                username="",
+                email="",
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+                save_code=False,
+                disable_code=True,
+                disable_git=True,
+                git_commit=code_commit(),
+                x_transaction_log_flush_interval=1,
+                x_sync_dir_suffix=suffix,
+                init_timeout=init_timeout_s,
+                finish_timeout=FINISH_S,
+                finish_timeout_raises=True,
+            ),
+        )

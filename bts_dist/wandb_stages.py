@@ -24,6 +24,7 @@ from bts_dist.wandb_artifacts import (
     log_artifact,
     use_artifact,
 )
+from bts_dist.wandb_process import limited
 from bts_dist.wandb_session import Note, table_file
 from bts_dist.wandb_stage_run import stage_run
 from shards.store import LocalStore, ObjectStore, open_store
@@ -41,7 +42,8 @@ def record_pack(config: Config, note: Note = lambda _: None) -> None:
     with _stage_run(config, run, "pack", f"{wandb_id(run)}-pack", note) as (wandb_run, step):
         facts = data.describe().facts
         counts = {f"{name}/{split}": n for name in ("patients", "slices") for split, n in facts[name].items()}
-        wandb_run.log({**counts, "shards": facts["shards"], "bytes": facts["bytes"]}, step=step)
+        with limited():
+            wandb_run.log({**counts, "shards": facts["shards"], "bytes": facts["bytes"]}, step=step)
         log_artifact(wandb_run, data)
 
 
@@ -72,13 +74,14 @@ def record_score(
     with _stage_run(config, run, "score", f"{own}-{folder}", note) as (wandb_run, step):
         columns, rows = patient_table(result["patients"], rename, hide=config.track.pseudonymise)
         table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        shown = table_file(wandb_run, "patients", table, step)
-        wandb_run.log({**figures, "patients": shown}, step=step)
-        if "leak" in result:
-            wandb_run.summary["leak"] = result["leak"]
-            wandb_run.tags = (*(wandb_run.tags or ()), "leak")
-        for name, found in result["metrics"].items():
-            wandb_run.summary.update({f"{name}/{bound}": found[bound] for bound in ("low", "high")})
+        with limited():
+            shown = table_file(wandb_run, "patients", table, step)
+            wandb_run.log({**figures, "patients": shown}, step=step)
+            if "leak" in result:
+                wandb_run.summary["leak"] = result["leak"]
+                wandb_run.tags = (*(wandb_run.tags or ()), "leak")
+            for name, found in result["metrics"].items():
+                wandb_run.summary.update({f"{name}/{bound}": found[bound] for bound in ("low", "high")})
         if data is not None:
             use_artifact(wandb_run, DataReference(data))
         for store, name in models:

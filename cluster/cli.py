@@ -26,7 +26,6 @@ from cluster.options import (
 )
 from cluster.termination import (
     INTERRUPTED,
-    TERMINATED,
     end_wandb,
     end_with_parent,
     heed_termination,
@@ -225,8 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heed_termination()
     end_with_parent()
     code = guarded(arguments)
-    if code in (INTERRUPTED, TERMINATED):
-        end_wandb()
+    end_wandb()
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
@@ -66,12 +66,13 @@ def interrupted_code() -> int:
 def end_wandb() -> None:
     """End W&B's own process, if there is one.
 
-    Ray stops a job with all that it started, so that process may be gone; W&B would end this one with a traceback, or
-    with an exit code of its own.
+    Left to W&B, that is done when this process ends: without end where the other one is frozen, and with a traceback or
+    an exit code of its own where it is gone, as when Ray stops a job with all that it started.
     """
     if "wandb" in sys.modules:
-        with suppress(ConnectionError, SystemExit):
-            sys.modules["wandb"].teardown()
+        from bts_dist import wandb_process
+
+        wandb_process.end()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

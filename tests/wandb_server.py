@@ -1,6 +1,7 @@
-"""A server that stands in for W&B's where rows are uploaded; it is not W&B's, and knows one run and no artifacts.
+"""A server that stands in for W&B's where rows are uploaded; it is not W&B's, and knows one run.
 
-It answers what wandb 0.31 asks on `wandb sync`, and keeps rows as W&B does: at the offset that the client names.
+It answers what wandb 0.31 asks on `wandb sync`, and keeps rows as W&B does: at the offset that the client names.  Of
+artifacts it keeps the names.
 """
 
 import gzip
@@ -14,14 +15,34 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ENTITY = {"id": "e", "name": "e"}
+LINEAGE = """
+from bts_dist.wandb_artifacts import Description, FileReference
+from bts_dist.wandb_record import WandbRecord
+
+class Known:
+    def __init__(self, kind, name):
+        self.kind, self.name = kind, name
+
+    def describe(self):
+        files = [FileReference("f", "s3://bucket/f", 3, "0" * 64)]
+        return Description(self.name, self.kind, files, {})
+
+record = WandbRecord(run, 0)
+record.lineage(Known("dataset", "data-d"), {"best": Known("model", "model-m")})
+"""
+"""For a script with a W&B run ``run``: tells what it was trained on and what came of it, as a training does."""
 
 
 @dataclass
 class RunServer:
     address: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: set[str] = field(default_factory=set)
+    """Names of those whose every file it has been told."""
+    used: set[str] = field(default_factory=set)
+    """Names of those that the run used."""
     cut: bool = False
-    """Whether it takes no rows, as when the connection breaks once a run has begun."""
+    """Whether it takes no rows and no artifacts, as when the connection breaks once a run has begun."""
     refusal: int = 0
     """The HTTP status with which it refuses rows; 0 where it takes them."""
     open: threading.Event = field(default_factory=threading.Event)
@@ -56,8 +77,38 @@ class RunServer:
             texts = {"summaryMetrics": "{}", "config": "{}", "eventsTail": "[]", "wandbConfig": '{"t": 1}'}
             known = {**bucket, **counts, **texts, "tags": [], "historyTail": tail}
             return {"model": {**project, "bucket": known if self.history else None}}
+        artifact = self._artifact(question["query"], variables)
+        if artifact:
+            return artifact
         if "viewer" in question["query"]:
             return {"viewer": {"id": "v", "username": "marie", "entity": "e", "flags": "{}"}}
+        return {}
+
+    def _artifact(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Answers on the way of an artifact, whose id is its name: it is made, its files are listed, and it counts."""
+        sent = variables.get("input", variables)
+        if "createArtifact(" in query:
+            made = {
+                "id": sent["artifactCollectionName"],
+                "state": "PENDING",
+                "artifactSequence": {"latestArtifact": None},
+            }
+            return {"createArtifact": {"artifact": made}}
+        if "createArtifactManifest(" in query:
+            file = {
+                "id": "f",
+                "name": "m",
+                "displayName": "m",
+                "uploadUrl": f"{self.address}/put",
+                "uploadHeaders": [],
+            }
+            return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        if "commitArtifact(" in query:
+            self.artifacts.add(sent["artifactID"])
+            return {"commitArtifact": {"artifact": {"id": sent["artifactID"], "digest": "d"}}}
+        if "useArtifact(" in query:
+            self.used.add(sent["artifactID"])
+            return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "d"}}}
         return {}
 
     def stream(self, sent: dict[str, Any]) -> None:
@@ -82,10 +133,12 @@ def run_server() -> Iterator[RunServer]:
             found.received.append("\n".join([self.requestline, *headers, ""]).encode() + body)
             time.sleep(found.delay_s)
             answer: dict[str, Any] = {}
-            lost = found.cut and self.path != "/graphql"
-            if self.path == "/graphql":
+            lost = found.cut and (self.path != "/graphql" or b"Artifact" in body)
+            if lost:
+                pass
+            elif self.path == "/graphql":
                 answer = {"data": found.query(json.loads(body))}
-            elif self.path.endswith("/file_stream") and not (lost or found.refusal):
+            elif self.path.endswith("/file_stream") and not found.refusal:
                 found.stream(json.loads(body))
             refused = found.refusal if self.path.endswith("/file_stream") else 0
             data = json.dumps(answer).encode()

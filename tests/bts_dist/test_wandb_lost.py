@@ -1,8 +1,14 @@
-"""W&B's process killed in the midst of a record, as the system does where memory runs out: the work goes on."""
+"""W&B's process lost in the midst of a record: the work goes on.
+
+It is killed, as the system does where memory runs out, or frozen, so that it is there and takes nothing any more.
+"""
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +17,12 @@ from bucket import Bucket
 from model_run import NAME, fresh_run
 from wandb_log import read_all
 
-from bts_dist import wandb_search, wandb_stages
+from bts_dist import wandb_process, wandb_search, wandb_stages
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.run import open_run
 from bts_dist.track import METRICS, open_tracker, read_metrics, wandb_id
+from bts_dist.wandb_login import load_settings
 from bts_dist.wandb_search import mark_best, record_search
 from bts_dist.wandb_stages import record_score
 from shards.store import LocalStore, open_store
@@ -29,15 +36,25 @@ def offline(config: Config, tmp_path: Path) -> Config:
     return with_overrides(config, {"track": track, "run.dir": str(tmp_path), "run.name": "run"})
 
 
-def kill_wandb() -> None:
-    """Kill W&B's process, a child of this one, and wait until it is dead."""
-    tasks = Path("/proc/self/task").iterdir()
-    children = {Path("/proc", pid) for task in tasks for pid in (task / "children").read_text().split()}
-    [process] = [child for child in children if b"wandb-core" in (child / "cmdline").read_bytes()]
-    os.kill(int(process.name), signal.SIGKILL)
-    while (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+def kill_wandb(by: signal.Signals = signal.SIGKILL) -> None:
+    """Kill W&B's process, a child of this one, or stop it, and wait until that is so."""
+    [process] = [child for child in children() if b"wandb-core" in (child / "cmdline").read_bytes()]
+    os.kill(int(process.name), by)
+    while state(process) not in "ZT":
         time.sleep(0.01)
     time.sleep(0.1)  # for the thread that reads from it
+
+
+def children() -> set[Path]:
+    found: set[Path] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found |= {Path("/proc", pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+def state(process: Path) -> str:
+    return (process / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize("killed_before", ["row", "lineage", "end"])
@@ -73,6 +90,111 @@ def test_the_training_goes_on_and_says_so_once(offline: Config, tmp_path: Path, 
     logs = read_all(tmp_path / "bucket", "id")
     assert [row["_step"] for log in logs for row in log.history] == [1, 2, 3, 4, 5, 6]
     assert logs[-1].exit_code == 0
+
+
+@pytest.mark.parametrize("frozen_before", ["rows", "lineage", "end"])
+def test_the_training_does_not_wait_for_a_frozen_process(
+    offline: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch, frozen_before: str
+) -> None:
+    monkeypatch.setattr(wandb_process, "STUCK_S", 1.0)
+    data = wandb_stages.DataReference(open_store(offline.data.shards))
+    # So many that the socket has no more room for them.
+    last = 3000 if frozen_before == "rows" else 3
+    with open_tracker(offline, run, run.root, step=0, wandb_id="id", published=lambda: last) as tracker:
+        for step in range(1, last + 1):
+            if step == 2 and frozen_before == "rows":
+                kill_wandb(signal.SIGSTOP)
+            tracker.log("step", step, {"loss": step})
+        if frozen_before == "lineage":
+            kill_wandb(signal.SIGSTOP)
+        tracker.lineage(data, {})
+        if frozen_before == "end":
+            kill_wandb(signal.SIGSTOP)
+    assert [row["loss"] for row in read_metrics(run, "step")] == list(range(1, last + 1))
+    [note] = read_metrics(run, "note")
+    assert note["text"].startswith(f"{GONE}it did not answer within 1 s and was killed)")
+    assert [child for child in children() if state(child) == "T"] == []
+
+
+FROZEN_AT_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from bts_dist import wandb_process
+from bts_dist.wandb_login import load_settings
+from cluster.cli import main
+
+wandb_process.STUCK_S = 1.0
+load_settings()
+process = wandb_process._process()
+os.kill(process.pid, signal.SIGSTOP)
+print(process.pid, flush=True)
+main(["--help"])
+"""
+
+
+def test_a_command_does_not_wait_at_its_end_for_a_frozen_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", FROZEN_AT_THE_END], stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        frozen = int(command.stdout.readline())
+        try:
+            assert command.wait(60) == 0
+            assert not Path("/proc", str(frozen)).exists()
+        finally:
+            if command.poll() is None:
+                os.kill(frozen, signal.SIGKILL)
+
+
+def test_a_job_that_was_halted_does_not_kill_a_process_that_is_well(
+    run: LocalStore, offline: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `docker pause` or a batch system does with all of a job: the time that passes is nobody's fault."""
+    monkeypatch.setattr(wandb_process, "STUCK_S", 2.0)
+    halted = f"""
+import os, signal, time
+time.sleep(0.3)
+os.kill({os.getpid()}, signal.SIGSTOP)
+time.sleep(3)
+os.kill({os.getpid()}, signal.SIGCONT)
+"""
+    load_settings()
+    with subprocess.Popen([sys.executable, "-c", halted]) as other, wandb_process.limited():
+        other.wait()
+        time.sleep(0.2)
+    process = wandb_process._process()
+    assert process is not None
+    assert process.poll() is None
+
+
+SHARED = """
+import os, signal, sys
+from pathlib import Path
+from bts_dist.config import Config
+from bts_dist.wandb_record import WandbRecord
+from bts_dist.wandb_session import begin_wandb
+
+config = Config.model_validate_json(sys.stdin.read())
+run = begin_wandb(config, Path(sys.argv[1]), "id", "run")
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+WandbRecord(run, 0).finish(exit_code=0)
+"""
+
+
+def test_a_worker_that_was_killed_does_not_keep_the_next_one_from_its_run(
+    offline: Config, tmp_path: Path
+) -> None:
+    """Workers of one command, which has asked W&B itself."""
+    load_settings()
+    assert "WANDB_SERVICE" not in os.environ, "by which also `wandb sync` would find this one's"
+    for end, code in (("killed", -signal.SIGKILL), ("well", 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", SHARED, str(tmp_path), end],
+            input=offline.model_dump_json(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+    assert [log.exit_code for log in read_all(tmp_path, "id")][-1] == 0
 
 
 def test_killed_between_two_records_costs_neither(offline: Config, run: LocalStore) -> None:

@@ -7,24 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wandb_server import run_server
+from wandb_server import LINEAGE, run_server
 
 CANARY = "canary-9b27d4"
-SCRIPT = """
+SCRIPT = f"""
 import sys
 from pathlib import Path
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.wandb_record import WandbRecord
 from bts_dist.wandb_session import begin_wandb
 
-config = with_overrides(Config(), {"track.wandb": "online", "run.name": "run"})
+config = with_overrides(Config(), {{"track.wandb": "online", "run.name": "run"}})
 run = begin_wandb(config, Path(sys.argv[1]), "id", "run", print)
 assert not run.offline
 print("printed by the program")
-run.log({"loss": 0.125}, step=1)
+run.log({{"loss": 0.125}}, step=1)
 run.summary["best"] = 0.25
-WandbRecord(run, 0).finish(exit_code=0)
+{LINEAGE}
+record.finish(exit_code=0)
 """
 
 
@@ -47,8 +47,9 @@ def test_a_live_record_tells_nothing_of_user_machine_and_environment(tmp_path: P
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.steps == [1]
+    assert (server.artifacts, server.used) == ({"data-d", "model-m"}, {"data-d"})
     received = b"\n".join(server.received)
-    for told in (b"upsertBucket", b"0.125", b"lr"):
+    for told in (b"upsertBucket", b"0.125", b"lr", b"s3://bucket/f"):
         assert told in received
     unwanted = [CANARY, str(tmp_path), sys.executable, "printed by the program"]
     # Short ones are found in anything.

@@ -21,9 +21,10 @@ from bts_dist.config import Config
 from bts_dist.overlays import SliceOverlay
 from bts_dist.pseudonyms import FINGERPRINT_FILE, VARIABLE
 from bts_dist.track import open_tracker, read_metrics
+from bts_dist.wandb_artifacts import DataReference
 from bts_dist.wandb_record import WandbRecord, open_wandb
 from shards.errors import InputError
-from shards.store import LocalStore
+from shards.store import LocalStore, open_store
 
 
 class Given:
@@ -278,3 +279,14 @@ def test_truth_and_prediction_are_layers_over_the_picture(offline: Config, run: 
     assert (found["prediction"] == 2 * drawn.prediction_HW).all()
     [picture] = values["val/overlays.filenames"]
     assert not np.array(Image.open(log.parent / "files" / picture)).any(), "nothing is burnt in"
+
+
+def test_artifacts_that_this_version_of_wandbs_takes_otherwise_cost_the_record_and_not_the_training(
+    config: Config,
+) -> None:
+    notes: list[str] = []
+    data = DataReference(open_store(config.data.shards))
+    WandbRecord(Given(), 0, note=notes.append).lineage(data, {})
+    [note] = notes
+    assert "takes artifacts in a way that is not known here" in note
+    assert "install wandb 0.31" in note

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import wandb
 from wandb_log import read_all
-from wandb_server import run_server
+from wandb_server import LINEAGE, run_server
 
 from bts_dist import wandb_session
 from bts_dist.compose import with_overrides
@@ -265,10 +265,12 @@ def test_every_stage_says_so_once_and_soon(config: Config, tmp_path: Path) -> No
     assert len(list(tmp_path.glob("*/wandb/offline-run-*/run-*.wandb"))) == 4
 
 
-LIVE = SCRIPT.replace(
-    "run.finish()\n",
-    "from bts_dist.wandb_record import WandbRecord\nWandbRecord(run, 0).finish(exit_code=0)\n",
-).replace("config =", "from bts_dist import wandb_session\nwandb_session._FINISH_S = 2.0\nconfig =", 1)
+LIVE = SCRIPT.replace("run.finish()\n", f"{LINEAGE}record.finish(exit_code=0)\n").replace(
+    "config =",
+    "from bts_dist import wandb_record, wandb_session\n"
+    "wandb_record.FINISH_S = wandb_session.FINISH_S = 2.0\nconfig =",
+    1,
+)
 
 
 @pytest.mark.parametrize("status", [400, 403])
@@ -288,6 +290,7 @@ def test_a_live_record_waits_if_the_connection_broke_and_is_marked_if_not(
 ) -> None:
     """By W&B's own client; the server is a stand-in."""
     run = LocalStore(str(tmp_path), tmp_path)
+    told = ({"data-d", "model-m"}, {"data-d"})
     with run_server() as server:
         server.cut = cut
         said = begun(tmp_path, server.address, script=LIVE, WANDB_API_KEY="0" * 40)
@@ -295,6 +298,12 @@ def test_a_live_record_waits_if_the_connection_broke_and_is_marked_if_not(
         assert server.steps == ([] if cut else [1])
         [record] = find_records(run)
         assert (len(record.uploaded), len(record.waiting), record.growing) == (1 - cut, cut, ())
+        [log] = read_all(tmp_path, "id")
+        assert [(artifact.name, artifact.used) for artifact in log.artifacts] == [
+            ("data-d", True),
+            ("model-m", False),
+        ]
+        assert (server.artifacts, server.used) == (told if not cut else (set(), set()))
         if cut:
             server.cut = False
             monkeypatch.setattr(wandb.setup().settings, "base_url", server.address)
@@ -303,4 +312,5 @@ def test_a_live_record_waits_if_the_connection_broke_and_is_marked_if_not(
             monkeypatch.setenv("HOME", str(tmp_path))
             upload(run, record, tmp_path / "scratch")
             assert server.steps == [1]
+            assert (server.artifacts, server.used) == told
             assert find_records(run)[0].waiting == ()
