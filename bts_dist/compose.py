@@ -16,9 +16,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bts_dist.config import Config
+from shards.config import StoreConfig
 from shards.errors import InputError
+from shards.store import LocalStore, MissingObject, StoreError, open_store
 
 Tree = dict[str, Any]
+
+_IMPATIENT = StoreConfig(deadline_s=60, timeout_s=10)
+"""For a config on a store: it is small, somebody waits for it, and what it says of patience is not known yet."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,12 +40,15 @@ def load_config(
 ) -> Config:
     """Lay YAML files, left to right, and then ``section.field=value`` strings over ``base`` or the defaults.
 
+    A file is a path or a location that the stores know, such as the ``s3://…/tune/best.yaml`` of a search.
+
     Raises:
-        InputError: a file or key does not exist, a value has the wrong type, or a combination is refused.
+        InputError: a file or key does not exist, its store does not answer, a value has the wrong type, or a
+            combination is refused.
     """
     tree: Tree = (base or Config()).model_dump(mode="json")
     for path in paths:
-        tree = _merge(tree, _read_yaml(Path(path)))
+        tree = _merge(tree, _read_yaml(str(path)))
     for text in sets:
         key, found, value = text.partition("=")
         if not found or not key:
@@ -74,22 +82,43 @@ def dump_yaml(config: Config) -> str:
     return text
 
 
-def _read_yaml(path: Path) -> Tree:
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise InputError(f"--config {path}: no such file{hint}")
+def _read_yaml(place: str) -> Tree:
+    data = _fetch(place) if ":/" in place else _read(Path(place))
     try:
-        tree = yaml.load(path.read_text(), _Loader)
+        tree = yaml.load(data.decode(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+        raise InputError(f"{place} is not valid YAML: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise InputError(
-            f"{path}: expected sections such as `optim:` at the top, found {type(tree).__name__}"
+            f"{place}: expected sections such as `optim:` at the top, found {type(tree).__name__}"
         )
     return tree
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"--config {path}: no such file{hint}")
+    return path.read_bytes()
+
+
+def _fetch(uri: str) -> bytes:
+    """A file by its URI."""
+    file = open_store(uri)
+    if isinstance(file, LocalStore):
+        return _read(file.root)
+    folder, _, name = uri.rpartition("/")
+    if not name or folder.endswith("/"):
+        raise InputError(f"--config {uri}: names no file; write s3://bucket/folder/name.yaml")
+    try:
+        return open_store(folder, _IMPATIENT).get(name)
+    except MissingObject as error:
+        raise InputError(f"--config {error}; check its name, and whether what writes it has ended") from error
+    except StoreError as error:
+        raise InputError(f"--config {error}") from error
 
 
 def _parse(text: str) -> Any:

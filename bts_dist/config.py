@@ -232,7 +232,8 @@ class TuneConfig(Section):
     reduction: int = Field(default=2, ge=2)
     """One trial of this many goes on at each rung, and the next rung is so many times as far."""
     concurrent: int | None = Field(default=None, ge=1)
-    """Most trials side by side; null is as many as the cluster has room for."""
+    """Most trials side by side; null is as many as the cluster has room for, nodes included that its autoscaler may
+    start where it tells how many."""
     seed: int = Field(default=0, ge=0)
     confirm: int = Field(default=0, ge=0)
     """After the search, train the best config and the config as it stands in full with so many fresh seeds each, and

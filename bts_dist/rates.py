@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -20,10 +21,13 @@ from bts_dist.predict import autocast
 from bts_dist.runtime import LocalRuntime, pick_device
 from bts_dist.step import Trainer, train_step
 from bts_dist.unet import make_unet
+from shards.cpus import is_busy, load_average
 from shards.reader import PackedData
 
 _SECONDS = 3.0
 """How long each rate is measured for, after a first step that also compiles and allocates."""
+_STEPS = 3
+"""How many steps each rate is measured in, at least."""
 _BATCH = 32
 """Most slices in a measured step: a whole global batch may be more than one machine's memory holds."""
 
@@ -49,6 +53,8 @@ class Rates:
     """Where the rates come from, for people."""
     scaled: bool = False
     """Whether they are those of another model or size, scaled by operations a slice."""
+    doubt: str = ""
+    """Why they may be wrong, for people; empty where nothing is known of it."""
 
     @property
     def utilisation(self) -> float:
@@ -90,6 +96,7 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
 
     Reading and decoding, exchange between workers and the metrics of validation are no part of it: a run is slower.
     """
+    busy, load = is_busy(), load_average()  # before the steps that load it too
     device = pick_device(0, config.cluster.gpus_per_worker)
     source = SampleSource(data.training("train"), with_overrides(config, {"data.cache": "none"}).data)
     try:
@@ -111,7 +118,8 @@ def measured_rates(config: Config, data: PackedData) -> Rates:
     name = device_name(device)
     size = f"{len(batch)} random slices of {source.sides[0]} × {source.sides[1]}"
     origin = f"measured here and now by one process on {name}, in steps of {size}"
-    return Rates(train, predict, count_flops(config.model, source.sides), peak, name, 1, origin)
+    doubt = f"others use this machine (load {load:.1f}): these rates are too low" if busy else ""
+    return Rates(train, predict, count_flops(config.model, source.sides), peak, name, 1, origin, doubt=doubt)
 
 
 def _random_batch(config: Config, source: SampleSource, size: int) -> Batch:
@@ -132,15 +140,18 @@ def _predict(config: Config, model: nn.Module, image_BCHW: torch.Tensor) -> None
 
 
 def _rate(work: Callable[[], object], slices: int, device: torch.device) -> float:
-    """Slices a second of work that is repeated for some seconds, and at least twice."""
+    """Slices a second of work that is repeated for some seconds, and at least three times.
+
+    The median step counts: others that use the machine slow some of them down many times.
+    """
     work()
     _wait(device)
-    began, times = time.perf_counter(), 0
-    while times < 2 or time.perf_counter() - began < _SECONDS:
+    ends = [time.perf_counter()]
+    while len(ends) <= _STEPS or ends[-1] - ends[0] < _SECONDS:
         work()
         _wait(device)
-        times += 1
-    return slices * times / (time.perf_counter() - began)
+        ends.append(time.perf_counter())
+    return slices / median(end - began for began, end in pairwise(ends))
 
 
 def _wait(device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -135,11 +134,11 @@ def _show_table(title: str, rows: list[tuple[str, ...]]) -> None:
     console.show_table(title, [[escape(cell) for cell in row] for row in rows])
 
 
-def _run_here(stage: str, config: list[Path], overrides: list[str], own: dict[str, str]) -> int:
+def _run_here(stage: str, config: list[str], overrides: list[str], own: dict[str, str]) -> int:
     from cluster.cli import app
 
     console.stage("submit", "no address: the stage runs here, on a Ray cluster of this machine")
-    options = [*(f"--config={path}" for path in config), *(f"--set={text}" for text in overrides)]
+    options = [*(f"--config={place}" for place in config), *(f"--set={text}" for text in overrides)]
     options += [f"{name}={value}" for name, value in own.items()]
     # As ``guarded`` reads it: an exit code after Ctrl-C, and otherwise what the stage returned.
     code = app([stage, *options], standalone_mode=False)
@@ -153,7 +152,7 @@ def _find(address: str | None, config: Config) -> str | None:
     return find_url(address, config.cluster.address)
 
 
-def _dashboard(address: str | None, config: list[Path] | None, overrides: list[str] | None) -> "Dashboard":
+def _dashboard(address: str | None, config: list[str] | None, overrides: list[str] | None) -> "Dashboard":
     """The cluster that a command about jobs speaks to."""
     url = _find(address, load(config, overrides))
     if url is None:

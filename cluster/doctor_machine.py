@@ -14,9 +14,9 @@ from bts_dist.cache import available_memory
 from bts_dist.config import Config
 from bts_dist.exchange import measure_all_reduce
 from bts_dist.flops import DTYPES, format_flops, measure_peak
-from cluster.finding import Finding
+from cluster.finding import Finding, State
 from shards.cache import cache_folder
-from shards.cpus import available_cpus
+from shards.cpus import available_cpus, is_busy, load_average
 from shards.memory import SHARED, shared_room
 
 PACKAGE = "bts-dist"
@@ -66,9 +66,9 @@ def versions() -> list[Finding]:
 
 
 def cpus() -> list[Finding]:
-    usable, there, load = available_cpus(), os.cpu_count() or 1, os.getloadavg()[0]
+    usable, there, load = available_cpus(), os.cpu_count() or 1, load_average()
     found = f"{usable} usable of {there}, load {load:.1f}, torch uses {torch.get_num_threads()} threads"
-    if load > 2 * usable:
+    if is_busy():
         return [Finding("CPUs", "warning", found, "others use this machine: the speeds below are too low")]
     return [Finding("CPUs", "ok", found)]
 
@@ -100,25 +100,39 @@ def disks(config: Config) -> list[Finding]:
 
 
 def _disk(check: str, folder: str, key: str) -> Finding:
+    remedy = f"set {key} to another folder"
+    if file := in_the_way(Path(folder)):
+        return Finding(check, "error", f"{folder}: {file} is a file", remedy)
     there = nearest(Path(folder))
     found = f"{_gib(free := shutil.disk_usage(there).free)} free for {folder}"
-    remedy = f"free some, or set {key} to another folder"
     if not os.access(there, os.W_OK):
-        return Finding(check, "error", f"{there} cannot be written", f"set {key} to another folder")
+        return Finding(check, "error", f"{there} cannot be written", remedy)
     if free < LITTLE_DISK:
-        return Finding(check, "error" if free < NO_DISK else "warning", found, remedy)
+        state: State = "error" if free < NO_DISK else "warning"
+        return Finding(check, state, found, f"free some, or {remedy}")
     return Finding(check, "ok", found)
 
 
 def nearest(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
+    return next(place for place in _upwards(folder) if os.path.isdir(place))
+
+
+def in_the_way(folder: Path) -> Path | None:
+    """The file that lies where the folder, or one above it, would be."""
+    there = next(place for place in _upwards(folder) if os.path.exists(place))
+    return None if os.path.isdir(there) else there
+
+
+def _upwards(folder: Path) -> tuple[Path, ...]:
+    """``os.path`` asks of these, not ``Path``, which raises where it may not look."""
     folder = folder.expanduser().absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return folder, *folder.parents
 
 
 def gpus(config: Config) -> list[Finding]:
     """Each GPU, and whether ``train.precision`` suits it."""
-    wanted = bool(config.cluster.gpus_per_worker) and config.cluster.address is None
+    wanted = bool(config.cluster.gpus_per_worker) and not joins(config)
     driver = (
         DRIVER.read_text().splitlines()[0].split("Kernel Module")[-1].split()[0] if DRIVER.is_file() else ""
     )
@@ -132,6 +146,8 @@ def gpus(config: Config) -> list[Finding]:
             return [
                 Finding("GPUs", "error", f"none, and cluster.gpus_per_worker asks for them; {build}", remedy)
             ]
+        if joins(config):
+            return [Finding("GPUs", "ok", "none here; the workers' count")]
         return [Finding("GPUs", "ok", f"none; training uses CPUs ({build})")]
     return [_gpu(number, driver, config.train.precision) for number in range(torch.cuda.device_count())]
 
@@ -149,8 +165,21 @@ def _gpu(number: int, driver: str, precision: str) -> Finding:
     return Finding(f"GPU {number}", "ok", found)
 
 
-def speeds() -> list[Finding]:
-    """Operations a second of the best kernel, in two precisions; on the first GPU where there is one."""
+def joins(config: Config) -> bool:
+    """Whether the workers are those of a cluster that others started, and not this machine's."""
+    return config.cluster.runtime == "ray" and config.cluster.address is not None
+
+
+def own_speeds(config: Config) -> list[Finding]:
+    """Those of this machine, which trains itself where it joins no cluster."""
+    return speeds(None if joins(config) else config.train.precision)
+
+
+def speeds(precision: str | None) -> list[Finding]:
+    """Operations a second of the best kernel, in two precisions; on the first GPU where there is one.
+
+    ``precision`` is that of a training here; None where there will be none.
+    """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         peak = {n: measure_peak(device, DTYPES[n], torch.get_num_threads()) for n in ("bf16", "fp32")}
@@ -162,7 +191,7 @@ def speeds() -> list[Finding]:
             )
         ]
     found = ", ".join(f"{name} {format_flops(speed)}/s" for name, speed in peak.items()) + f" on {device}"
-    if device.type == "cpu" and peak["bf16"] < SLOW_BF16 * peak["fp32"]:
+    if precision == "bf16" and device.type == "cpu" and peak["bf16"] < SLOW_BF16 * peak["fp32"]:
         return [Finding("arithmetic", "warning", found, "set train.precision=fp32: it is faster here")]
     return [Finding("arithmetic", "ok", found)]
 

@@ -52,9 +52,9 @@ class _Rank:
         """Unix time in seconds."""
         return time.time()
 
-    def speeds(self) -> list[Finding]:
+    def speeds(self, precision: str | None) -> list[Finding]:
         torch.set_num_threads(available_cpus())
-        return speeds()
+        return speeds(precision)
 
     def place(self) -> tuple[str, int, int]:
         """Address of the node, a port that listens there for `reach`, and a free one."""
@@ -83,8 +83,11 @@ def reaches(place: tuple[str, int]) -> bool:
     return True
 
 
-def nodes(placement: Placement, alive: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What ``ray.nodes`` lists as alive; of a node without room for a worker only its clock counts."""
+def nodes(placement: Placement, alive: Sequence[Mapping[str, Any]], precision: str) -> list[Finding]:
+    """What ``ray.nodes`` lists as alive; of a node without room for a worker only its clock counts.
+
+    ``precision`` is that of a training there.
+    """
     named = by_name(alive)
     able = {name for name, node in named.items() if fit_now(Room((node["Resources"],)), placement.worker) > 0}
     with _ranks({name: node["NodeID"] for name, node in named.items()}, able, placement) as ranks:
@@ -93,7 +96,8 @@ def nodes(placement: Placement, alive: Sequence[Mapping[str, Any]]) -> list[Find
         times, late = _answers({name: ranks[name].now.remote() for name in up}, ANSWER_S)
         found = [_clocks(times, silent | late, began, time.time())]
         workers = {name: rank for name, rank in ranks.items() if name in able and name in times}
-        told, mute = _answers({name: rank.speeds.remote() for name, rank in workers.items()}, ANSWER_S)
+        asked = {name: rank.speeds.remote(precision) for name, rank in workers.items()}
+        told, mute = _answers(asked, ANSWER_S)
         for name, findings in told.items():
             found += [replace(each, check=f"{each.check}, node {name}") for each in findings]
         found += [Finding(f"arithmetic, node {name}", "error", why, _LOOK) for name, why in mute.items()]

@@ -8,11 +8,12 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from bts_dist.config import ClusterConfig, Config
+from bts_dist.config import Config
 from bts_dist.wandb_login import LoginError, check_login, load_settings
 from cluster import doctor_nodes
 from cluster.auth_token import MODE, token_file
 from cluster.finding import Finding, refused
+from cluster.placement import Placement
 from cluster.resources import check_resources, ray_cluster
 from shards.errors import InputError
 
@@ -52,17 +53,18 @@ def cluster(config: Config) -> list[Finding]:
         ]
     try:
         with ray_cluster(asked):
-            return [token, *_joined(asked)]
+            return [token, *_joined(config)]
     except (InputError, RayError) as error:
         return [token, refused("Ray", error)]
 
 
-def _joined(asked: ClusterConfig) -> list[Finding]:
+def _joined(config: Config) -> list[Finding]:
     """What this process's cluster has, and how its nodes do.
 
     Raises:
         InputError: it can never hold the workers.
     """
+    asked = config.cluster
     placement, alive = check_resources(asked), [n for n in ray.nodes() if n["Alive"]]
     worker = " and ".join(f"{each:g} {name}" for name, each in placement.worker.items())
     found = (
@@ -71,9 +73,20 @@ def _joined(asked: ClusterConfig) -> list[Finding]:
     )
     return [
         Finding("Ray", "ok", found),
-        *(Finding("Ray", "warning", note, "wait, or change what is asked for") for note in placement.notes),
-        *doctor_nodes.nodes(placement, alive),
+        *noted(placement, asked.fewest),
+        *doctor_nodes.nodes(placement, alive, config.train.precision),
     ]
+
+
+def noted(placement: Placement, fewest: int) -> list[Finding]:
+    """What the user should know of where ``fewest`` workers or more find room."""
+    notes = [
+        Finding("Ray", "warning", note, "change what is asked for, or go on") for note in placement.notes
+    ]
+    if placement.now < fewest:  # the last note says so
+        remedy = "a run has them started; this look starts none, and nothing is to be waited for"
+        notes[-1] = replace(notes[-1], remedy=remedy)
+    return notes
 
 
 def _token(*, joins: bool) -> Finding:

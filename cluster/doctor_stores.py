@@ -12,10 +12,11 @@ from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
 from bts_dist.config import Config
-from cluster.doctor_machine import nearest
+from cluster.doctor_machine import in_the_way, nearest
 from cluster.finding import Finding, refused
 from shards.config import StoreConfig
 from shards.errors import InputError, UnreachableError
+from shards.manifest import MANIFEST
 from shards.s3_request import ROLE, connect
 from shards.store import LocalStore, MissingObject, ObjectStore, StoreError, open_store
 
@@ -36,11 +37,42 @@ REFUSED_SKEW_S = 15 * 60.0
 
 def stores(config: Config) -> list[Finding]:
     """The location of the data set and that of the runs.  What is written there is removed again."""
-    patient = config.store.model_copy(update={"attempts": 2, "deadline_s": 30.0, "timeout_s": TIMEOUT_S})
     return [
-        *_store("data.shards", config.data.shards, patient, needed=False),
-        *_store("run.dir", config.run.dir, patient, needed=True),
+        *_store("data.shards", config.data.shards, _impatient(config), needed=False),
+        *_store("run.dir", config.run.dir, _impatient(config), needed=True),
     ]
+
+
+def source(config: Config) -> list[Finding]:
+    """Whether the raw files are there, where none have been packed."""
+    uri, patient = config.data.source, _impatient(config)
+    try:
+        if _has_manifest(open_store(config.data.shards, patient)):
+            return []
+    except (InputError, StoreError):
+        return []  # the line of data.shards says so
+    try:
+        raw = open_store(uri, patient)
+        if isinstance(raw, LocalStore) and not raw.root.exists():
+            remedy = "set data.source to the raw files, or data.shards to a packed data set"
+            return [Finding("data.source", "warning", f"{uri} is not there, and nothing is packed", remedy)]
+        _latency(raw)
+    except (InputError, StoreError) as error:
+        return [refused("data.source", error, "warning")]
+    return [Finding("data.source", "ok", f"{uri} can be reached; `bts verify` tells what is in it")]
+
+
+def _has_manifest(store: ObjectStore) -> bool:
+    """A byte of it is enough.  Raises ``InputError`` where the store cannot be read."""
+    try:
+        store.get(MANIFEST, 0, 1)
+    except MissingObject:
+        return False
+    return True
+
+
+def _impatient(config: Config) -> StoreConfig:
+    return config.store.model_copy(update={"attempts": 2, "deadline_s": 30.0, "timeout_s": TIMEOUT_S})
 
 
 def _store(key: str, uri: str, config: StoreConfig, needed: bool) -> list[Finding]:
@@ -68,9 +100,15 @@ def _store(key: str, uri: str, config: StoreConfig, needed: bool) -> list[Findin
 
 
 def _there(store: ObjectStore) -> ObjectStore:
-    """A folder that is not there yet is made in the nearest that is: nothing is to be left behind."""
+    """A folder that is not there yet is made in the nearest that is: nothing is to be left behind.
+
+    Raises:
+        InputError: a file is in the way.
+    """
     if not isinstance(store, LocalStore):
         return store
+    if file := in_the_way(store.root):
+        raise InputError(f"{store.uri}: {file} is a file; move it, or choose another folder")
     folder = nearest(store.root)
     return LocalStore(str(folder), folder)
 

@@ -154,6 +154,8 @@ def _say(text: str) -> None:
 def _show_rates(rates: Rates) -> None:
     predict = "prediction not known" if rates.predict is None else f"{rates.predict:.1f} forward passes/s"
     console.out.print(f"rates: {rates.train:.1f} slices/s trained, {predict}  ({escape(rates.origin)})")
+    if rates.doubt:
+        console.out.print(f"  [yellow]warning[/] {escape(rates.doubt)}")
     console.out.print(
         f"  {format_flops(rates.flops)} to train on a slice (counted); {rates.utilisation:.1%} of the peak of "
         f"{format_flops(rates.peak)}/s (measured)"

@@ -11,7 +11,7 @@ from bts_dist.model_card import CARD
 from cluster import console
 
 
-def export(model_uri: str, out: Path, files: list[Path], overrides: list[str]) -> None:
+def export(model_uri: str, out: Path, files: list[str], overrides: list[str]) -> None:
     """Export a run's best checkpoint, or one checkpoint, to the folder ``out``.
 
     Without ``files`` the checkpoint's own config says where its data lies.

@@ -62,7 +62,7 @@ def run_folds(config: Config, say: Say) -> None:
     with ray_cluster(config.cluster) if config.cluster.runtime == "ray" else nullcontext():
         limit, place = 1, {}
         if config.cluster.runtime == "ray":
-            limit = max_concurrent(config.cluster)
+            limit = max_concurrent(config.cluster, num_folds(config))
             place = {"cluster.address": ray.get_runtime_context().gcs_address}
         configs = [with_overrides(fold_config(base, fold), place) for fold in range(num_folds(config))]
         codes = _run_commands(configs, limit, say)

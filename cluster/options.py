@@ -1,7 +1,6 @@
 """The options that commands share, and what is made of them."""
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +10,8 @@ from bts_dist.config import Config
 from shards.errors import InputError
 
 ConfigFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--config", "-c", help="YAML file; later ones win.", metavar="FILE"),
+    list[str] | None,
+    typer.Option("--config", "-c", help="YAML file, a path or s3://…; later ones win.", metavar="FILE"),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -30,12 +29,12 @@ ScoresOption = Annotated[
 ]
 
 
-def load(config: list[Path] | None, overrides: list[str] | None) -> Config:
+def load(config: list[str] | None, overrides: list[str] | None) -> Config:
     """The config that the options describe.  Raises ``InputError``."""
     return load_config(config or [], overrides or [])
 
 
-def load_to_score(config: list[Path] | None, overrides: list[str] | None, model: str | None) -> Config:
+def load_to_score(config: list[str] | None, overrides: list[str] | None, model: str | None) -> Config:
     """The same for scoring: without a config file the model's own says where its data lies and how it was scored.
 
     Raises:
@@ -52,9 +51,7 @@ def load_to_score(config: list[Path] | None, overrides: list[str] | None, model:
     return load_config([], overrides or [], stages.model_config(model))
 
 
-def same(config: list[Path] | None, overrides: list[str] | None) -> str:
+def same(config: list[str] | None, overrides: list[str] | None) -> str:
     """The options as typed, for the next command."""
-    options = [("--config", str(path)) for path in config or []] + [
-        ("--set", text) for text in overrides or []
-    ]
+    options = [("--config", place) for place in config or []] + [("--set", text) for text in overrides or []]
     return shlex.join(word for option in options for word in option)

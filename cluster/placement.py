@@ -5,7 +5,7 @@ Ray itself waits without end for what no node can give.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bts_dist.config import ClusterConfig
 from shards.errors import InputError
@@ -46,6 +46,8 @@ class Placement:
     worker: Resources
     now: int
     """Workers for which the living nodes have room, were nothing else there."""
+    ever: float
+    """The same of the cluster at its largest; infinite where nobody knows."""
     notes: tuple[str, ...] = ()
     """What the user should know of it."""
 
@@ -71,7 +73,7 @@ def place(config: ClusterConfig, room: Room, cuda: bool) -> Placement:
             f"the living nodes have room for {now} of {config.fewest} workers with {_told(worker)} each; waiting up to "
             f"cluster.wait_minutes={config.wait_minutes:g} for the autoscaler to start more"
         )
-    return Placement(worker, now, tuple(notes))
+    return Placement(worker, now, ever, tuple(notes))
 
 
 def fit_now(room: Room, worker: Resources) -> int:
@@ -95,6 +97,27 @@ def fit_ever(room: Room, worker: Resources) -> float:
             ever += each * min(most, left)
             left -= min(most, left)
     return max(now, ever)
+
+
+def fit_side_by_side(placement: Placement, fewest: int, count: int, asked: int | None = None) -> int:
+    """How many of ``count`` trainings run at a time, with ``fewest`` workers each; at least one.
+
+    Nodes that an autoscaler may start count: it starts them for what waits.  Where it does not tell how many, only
+    ``asked`` goes beyond the living nodes: what finds no room in ``cluster.wait_minutes`` fails.
+    """
+    known = placement.ever if math.isfinite(placement.ever) or asked is not None else placement.now
+    return int(max(1, min(known / fewest, count, count if asked is None else asked)))
+
+
+def fit_without_gpus(room: Room, task: Resources) -> float:
+    """How many tasks may be with the cluster, lest its autoscaler start nodes with GPUs for those that wait.
+
+    Infinite where it starts no nodes.  Where it does not tell what it starts, no more than find room now.
+    """
+    if not room.autoscaling:
+        return math.inf
+    plain = tuple(kind for kind in room.types or () if not kind.resources.get("GPU"))
+    return fit_ever(replace(room, types=plain), task)
 
 
 def _gpus(config: ClusterConfig, room: Room, cuda: bool) -> tuple[float, list[str]]:

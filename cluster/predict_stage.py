@@ -15,7 +15,7 @@ from cluster import console
 from shards.config import StoreConfig
 
 
-def predict(model: str, source: str, out: Path, files: list[Path], overrides: list[str]) -> None:
+def predict(model: str, source: str, out: Path, files: list[str], overrides: list[str]) -> None:
     """Predict on the images at ``source``; settings are those of the model, with ``files`` and ``overrides`` over them.
 
     Raises:

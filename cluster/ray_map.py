@@ -1,11 +1,15 @@
 """Tasks on a Ray cluster, with the same signature as ``shards.parallel.process_map``."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+
+from cluster.nodes import read_room
+from cluster.placement import fit_without_gpus
 
 
 def ray_map(
@@ -15,16 +19,19 @@ def ray_map(
 
     Each task has so many CPUs and GPUs.  One whose worker or node dies is run again; one that raises is not, and its
     own error is raised here.  Twice as many tasks as run at a time are with the cluster: none of its CPUs waits, an
-    autoscaler sees that there is more to do, and the tasks of a large job do not pile up in the driver.
+    autoscaler sees that there is more to do, and the tasks of a large job do not pile up in the driver.  Where tasks
+    without a GPU that wait would have it start nodes with one, there are only as many as other nodes can hold.
     """
 
     def run(work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(work)
         rest = iter(tasks)
         pending: list[Any] = []
+        most = math.inf if num_gpus else fit_without_gpus(read_room(), {"CPU": num_cpus})
         try:
             while True:
-                room = 2 * _at_a_time(num_cpus, num_gpus) - len(pending)
+                now = _at_a_time(num_cpus, num_gpus)
+                room = int(max(now, min(2 * now, most))) - len(pending)
                 pending += [remote.remote(task) for task in islice(rest, max(0, room))]
                 if not pending:
                     return

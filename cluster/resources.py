@@ -18,7 +18,7 @@ from cluster import console
 from cluster.auth_token import ensure_token, hide_token, refusal
 from cluster.head_port import check_head
 from cluster.nodes import read_room
-from cluster.placement import Placement, place
+from cluster.placement import Placement, fit_side_by_side, place
 from cluster.termination import termination_heeded
 from shards.cpus import available_cpus
 from shards.errors import InputError
@@ -70,9 +70,9 @@ def decided(config: ClusterConfig) -> ClusterConfig:
     return config.model_copy(update={"gpus_per_worker": check_resources(config).gpus})
 
 
-def max_concurrent(config: ClusterConfig) -> int:
-    """How many trainings of this size fit on the living nodes side by side; at least one."""
-    return max(1, check_resources(config).now // config.fewest)
+def max_concurrent(config: ClusterConfig, count: int, asked: int | None = None) -> int:
+    """How many of ``count`` trainings run side by side here, as ``placement.fit_side_by_side`` has it."""
+    return fit_side_by_side(check_resources(config), config.fewest, count, asked)
 
 
 def _connect(config: ClusterConfig) -> None:

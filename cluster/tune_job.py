@@ -77,7 +77,7 @@ def run_search(
         ray_cluster(config.cluster),
         tempfile.TemporaryDirectory(prefix="bts-tune-") as scratch,
     ):
-        limit = min(max_concurrent(config.cluster), config.tune.concurrent or config.tune.trials)
+        limit = max_concurrent(config.cluster, config.tune.trials, config.tune.concurrent)
         course = Course(base, ledger, searcher, limit, watch)
         course.load()
         if course.wants_more():

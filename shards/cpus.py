@@ -28,3 +28,13 @@ def _quota(cgroups: Path) -> float | None:
     else:
         return None
     return None if quota == "max" or int(quota) < 0 else int(quota) / int(period)
+
+
+def load_average() -> float:
+    """How many processes wanted a CPU of this machine in the last minute, on average."""
+    return os.getloadavg()[0]
+
+
+def is_busy() -> bool:
+    """Whether others keep the CPUs so busy that what is measured on them is too slow."""
+    return load_average() > 2 * available_cpus()

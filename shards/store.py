@@ -128,8 +128,8 @@ _TRIES = 100  # of making a folder
 
 _REMEDIES = {
     errno.EACCES: "give this user access to it, or choose another folder",
-    errno.EPERM: "give this user access to it, or choose a folder on a file system with hard links",
-    errno.ENOTSUP: "choose a folder on a file system with hard links",
+    errno.EPERM: "give this user access to it, or choose another folder",
+    errno.ENOTSUP: "choose a folder on another file system",
     errno.EROFS: "mount it writable, or choose another folder",
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "free some space, or choose another folder",
@@ -139,6 +139,10 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "remove the symbolic link that leads back to its own folder",
 }
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What ``link`` says where it cannot work, in a folder in which a file has just been made."""
 
 
 @contextmanager
@@ -208,7 +212,18 @@ class LocalStore:
                     break
 
     def check_conditional_writes(self) -> None:
-        """Nothing to try: ``link`` refuses a name that is taken, on every file system that has it."""
+        key = f"conditional-write-{uuid.uuid4().hex}"
+        try:
+            self.put(key, b"first", if_absent=True)
+            self.put(key, b"second", if_absent=True)
+        except AlreadyExists:
+            return
+        finally:
+            self.delete(key)
+        raise InputError(
+            f"{self.uri}: its file system overwrites a file although it was told not to (link), so of two writers "
+            "neither would notice the other; choose a folder on another file system, or s3://"
+        )
 
     def _path(self, key: str) -> Path:
         check_key(key)
@@ -236,6 +251,13 @@ class LocalStore:
             path.hardlink_to(temporary)
         except FileExistsError as error:
             raise AlreadyExists(key, self.uri) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise InputError(
+                f"{path.parent}: its file system has no hard links, without which of two writers neither would "
+                "notice the other; choose a folder on another file system, or s3://"
+            ) from error
 
 
 def _open_new(path: Path) -> BinaryIO:

@@ -1,6 +1,7 @@
 """The config: how layers meet, and what each kind of mistake is told."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from bts_dist.compose import config_hash, dump_yaml, load_config, with_overrides
 from bts_dist.config import Config, CosineSchedule, StepSchedule
+from shards.config import StoreConfig
 from shards.errors import InputError
 
 
@@ -132,6 +134,41 @@ def test_a_number_may_be_written_with_an_exponent(tmp_path: Path, text: str) -> 
 def test_what_looks_like_a_date_is_a_name() -> None:
     assert load_config(sets=["run.name=2026-01-31"]).run.name == "2026-01-31"
     assert load_config(sets=["run.name=1e-4-trial"]).run.name == "1e-4-trial"
+
+
+def test_a_config_is_read_where_a_search_left_it(bucket: str, s3: Any, tmp_path: Path) -> None:
+    text, local = "optim: {lr: 0.1}", write(tmp_path, "a b.yaml", "train: {epochs: 3}")
+    s3.client.put_object(Bucket=bucket.removeprefix("s3://"), Key="run/tune/best.yaml", Body=text.encode())
+    config = load_config([f"{bucket}/run/tune/best.yaml", local.as_uri()])
+    assert (config.optim.lr, config.train.epochs) == (0.1, 3)
+    with pytest.raises(
+        InputError, match=rf"^--config {bucket}/run/best.yaml: no such object; check its name"
+    ):
+        load_config([f"{bucket}/run/best.yaml"])
+    with pytest.raises(InputError, match=rf"^--config {tmp_path}/c.yaml: no such file; did you mean"):
+        load_config([f"file://{tmp_path}/c.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("s3://bucket", "^--config s3://bucket: names no file; write s3://bucket/folder/name.yaml"),
+        ("s3://bucket/run/", "names no file"),
+        ("s3:/bucket/best.yaml", "a slash is missing after s3:/"),
+        ("ftp://host/best.yaml", "unknown scheme ftp://; use a path, file:// or s3://"),
+        ("s3://bucket/best.yaml", "cannot reach http://127.0.0.1:9; is it running"),
+    ],
+)
+def test_a_config_on_a_store_that_cannot_be_read(
+    place: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setattr("bts_dist.compose._IMPATIENT", StoreConfig(attempts=1))
+    with pytest.raises(InputError, match=message):
+        load_config([place])
 
 
 def test_a_dumped_config_is_read_back_whole(tmp_path: Path) -> None:

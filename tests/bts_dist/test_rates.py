@@ -1,10 +1,13 @@
 """Rates from a run's record, and from real steps."""
 
+import time
+
 import pytest
+import torch
 
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
-from bts_dist.rates import measured_rates, recorded_rates
+from bts_dist.rates import _rate, measured_rates, recorded_rates
 from shards.reader import PackedData
 
 
@@ -70,3 +73,10 @@ def test_real_steps_are_measured(config: Config, monkeypatch: pytest.MonkeyPatch
     assert rates.devices == 1
     assert 0 < rates.utilisation < 1
     assert "steps of 8 random slices of 32 × 32" in rates.origin
+
+
+def test_a_step_that_others_slowed_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bts_dist.rates._SECONDS", 0.0)
+    pauses = iter([0.0, 0.01, 1.0, 0.01])
+    rate = _rate(lambda: time.sleep(next(pauses)), 1, torch.device("cpu"))
+    assert rate > 10

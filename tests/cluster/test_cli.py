@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -152,3 +153,18 @@ def test_inspect_draws_training_slices_only(
     printed = capsys.readouterr().out
     manifest = json.loads((packed / MANIFEST).read_text())
     assert manifest["data_id"] in printed
+
+
+def test_a_config_on_a_store_reaches_a_command_and_a_job(
+    bucket: str, s3: Any, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    text = f"data: {{source: {source}}}\ncluster: {{runtime: local}}"
+    s3.client.put_object(Bucket=bucket.removeprefix("s3://"), Key="run/tune/best.yaml", Body=text.encode())
+    best = f"{bucket}/run/tune/best.yaml"
+    for command in (["verify"], ["submit", "verify"]):
+        assert guarded([*command, "--config", best]) == 0
+        # The next command names it as it was given, both slashes and all.
+        assert f"bts pack --config {best}" in capsys.readouterr().out
+    assert f"--config {best}s: no such object" in fails(capsys, "train", "--config", f"{best}s")

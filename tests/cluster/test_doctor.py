@@ -1,5 +1,6 @@
 """``bts doctor``: each line is shown well, doubtful and wrong, by things that really are so."""
 
+import errno
 import json
 import os
 import threading
@@ -15,12 +16,13 @@ import torch
 from fault_proxy import Fault, FaultProxy, refusal
 
 from bts_dist.compose import with_overrides
-from bts_dist.config import Config
+from bts_dist.config import ClusterConfig, Config
 from bts_dist.wandb_login import Login, LoginError
 from cluster import doctor, doctor_machine, doctor_services, doctor_stores
 from cluster.auth_token import hide_token
 from cluster.cli import guarded
 from cluster.finding import Finding, refused
+from cluster.placement import NodeType, Room, place
 from shards.errors import InputError
 
 HERE = "http://127.0.0.1"
@@ -109,6 +111,8 @@ def test_gpus_that_are_asked_for_and_not_there(monkeypatch: pytest.MonkeyPatch, 
     assert states(doctor_machine.gpus(Config())) == ["ok"]
     asked = with_overrides(Config(), {"cluster.gpus_per_worker": 1})
     assert states(doctor_machine.gpus(asked)) == ["error"]
+    (found,) = doctor_machine.gpus(with_overrides(asked, {"cluster.address": "auto"}))
+    assert (found.state, found.found) == ("ok", "none here; the workers' count")
     driver = tmp_path / "version"
     driver.write_text(
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"
@@ -125,6 +129,56 @@ def test_a_folder_is_probed_and_left_as_it_was(tmp_path: Path) -> None:
     assert states(found) == ["ok", "ok"]
     assert "MB/s" in found[0].found
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_file_where_a_folder_should_be(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("read me")
+    place = f"{file}{below}"
+    config = with_overrides(
+        Config(), {"data.shards": place, "run.dir": place, "store.cache_dir": place, "data.source": place}
+    )
+    found = [*doctor_stores.stores(config), *doctor_machine.disks(config)]
+    assert states(found) == ["error"] * 4
+    assert all(f"{file} is a file" in f.found and "another folder" in f.remedy for f in found)
+
+
+def test_a_folder_without_hard_links_is_no_place_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    places = {"data.shards": str(tmp_path / "shards"), "run.dir": str(tmp_path / "runs")}
+    packing, running = doctor_stores.stores(with_overrides(Config(), places))
+    assert (packing.state, running.state) == ("warning", "error")
+    assert "no hard links" in running.found
+    assert running.remedy == "choose a folder on another file system, or s3://"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_files_are_looked_for_where_none_are_packed(tmp_path: Path, packed: Path) -> None:
+    config = with_overrides(
+        Config(), {"data.source": str(tmp_path / "raw"), "data.shards": str(tmp_path / "shards")}
+    )
+    (found,) = doctor_stores.source(config)
+    assert (found.state, found.found) == ("warning", f"{tmp_path}/raw is not there, and nothing is packed")
+    (tmp_path / "raw").mkdir()
+    assert states(doctor_stores.source(config)) == ["ok"]
+    assert doctor_stores.source(with_overrides(config, {"data.shards": str(packed)})) == []
+
+
+def test_raw_files_in_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = with_overrides(
+        Config(), {"data.source": f"{bucket}/raw", "data.shards": str(tmp_path / "shards")}
+    )
+    assert states(doctor_stores.source(config)) == ["ok"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"{HERE}:9")
+    (found,) = doctor_stores.source(config)
+    assert found.state == "warning"
+    assert "cannot reach" in found.found
 
 
 def test_a_bucket_that_keeps_its_word(bucket: str, s3: Any) -> None:
@@ -289,6 +343,18 @@ def test_a_cluster_that_is_joined() -> None:
     assert "lower cluster.workers" in large.remedy
 
 
+def test_nothing_is_waited_for_that_only_a_run_starts() -> None:
+    room = Room((), True, (NodeType({"CPU": 4}, 2),))
+    (found,) = doctor_services.noted(place(ClusterConfig(workers=2), room, cuda=True), 2)
+    assert found.state == "warning"
+    assert "room for 0 of 2 workers" in found.found
+    assert found.remedy.startswith("a run has them started")
+    # GPUs that are left alone are nobody's to start.
+    room = Room(({"CPU": 4, "GPU": 1},))
+    (found,) = doctor_services.noted(place(ClusterConfig(workers=2), room, cuda=True), 2)
+    assert found.remedy == "change what is asked for, or go on"
+
+
 def test_folders_in_a_cluster_are_doubtful() -> None:
     joined = with_overrides(s3_config(), {"cluster.address": "auto"})
     assert doctor_stores.shared_places(joined) == []
@@ -325,7 +391,7 @@ def test_a_device_that_fails_is_one_line_and_no_end(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(doctor_machine, "measure_peak", fail)
     monkeypatch.setattr(doctor_machine, "measure_all_reduce", fail)
-    for found in [*doctor_machine.speeds(), *doctor_machine.exchange()]:
+    for found in [*doctor_machine.own_speeds(Config()), *doctor_machine.exchange()]:
         assert found.state == "error"
         assert "no kernel image" in found.found
         assert found.remedy
@@ -338,6 +404,9 @@ def test_bf16_that_is_emulated_and_bf16_that_others_slowed(
     speeds = {torch.bfloat16: bf16, torch.float32: 1e12}
     monkeypatch.setattr(doctor_machine, "measure_peak", lambda _, dtype, __: speeds[dtype])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (found,) = doctor_machine.speeds()
+    (found,) = doctor_machine.own_speeds(Config())
     assert found.state == state
     assert ("train.precision=fp32" in found.remedy) == (state == "warning")
+    # Where nothing is trained in bf16, or not here, it is no matter.
+    for other in ({"train.precision": "fp32"}, {"cluster.address": "auto"}):
+        assert states(doctor_machine.own_speeds(with_overrides(Config(), other))) == ["ok"]

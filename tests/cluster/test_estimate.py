@@ -1,5 +1,6 @@
 """``bts estimate`` says where each figure comes from, and its arithmetic holds."""
 
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -219,3 +220,12 @@ def test_durations_are_as_people_say_them() -> None:
         "1 h 00 min",
         "1 h 23 min",
     ]
+
+
+def test_rates_of_a_busy_machine_are_doubtful(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for load, doubtful in ((1e3, True), (0.0, False)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
+        assert guarded(words(config)) == 0
+        assert ("warning others use this machine (load 1000.0)" in capsys.readouterr().out) is doubtful

@@ -53,9 +53,12 @@ AUTOSCALING = {
 DRIVER = """
 import json, sys, time
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental.internal_kv import _internal_kv_get
 from bts_dist.config import ClusterConfig
 from cluster.nodes import BOOTSTRAP, read_room
 from cluster.placement import place
+from cluster.ray_map import ray_map
 from shards.errors import InputError
 
 def told(**asked):
@@ -72,7 +75,12 @@ while not read_room().autoscaling:
     time.sleep(0.5)
 unknown = told(workers=40)
 BOOTSTRAP.expanduser().write_text(sys.argv[2])
-print(json.dumps([unknown, told(workers=2), told(workers=4), told(workers=40)]))
+waited = False
+for _ in ray_map()(lambda seconds: time.sleep(seconds), 5 * [1]):
+    load = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))["load_metrics_report"]
+    # A task that waits beside one that runs is what a node is started for.
+    waited |= bool(load["resource_demand"] and load["usage"]["CPU"][0])
+print(json.dumps([waited, unknown, told(workers=2), told(workers=4), told(workers=40)]))
 """
 
 
@@ -126,7 +134,9 @@ def test_a_head_that_scales(short_path: Path) -> None:
         assert driver.returncode == 0, driver.stderr + log.read_text()
     finally:
         Node(head).kill()
-    unknown, two, four, forty = json.loads(driver.stdout.splitlines()[-1])
+    waited, unknown, two, four, forty = json.loads(driver.stdout.splitlines()[-1])
+    # The nodes that could be started have GPUs.
+    assert not waited
     # One worker finds room: a GPU each, and one CPU on the head.
     assert unknown[:2] == [1, 1]
     assert "waiting up to" in unknown[2]

@@ -8,7 +8,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bts_dist.config import ClusterConfig
-from cluster.placement import NodeType, Room, fit_ever, fit_now, place
+from cluster.placement import (
+    NodeType,
+    Room,
+    fit_ever,
+    fit_now,
+    fit_side_by_side,
+    fit_without_gpus,
+    place,
+)
 from shards.errors import InputError
 
 CPU_NODE, GPU_NODE = {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}
@@ -133,3 +141,42 @@ def test_an_autoscaler_that_keeps_its_limits_to_itself_is_waited_for() -> None:
     assert "waiting" in placed.notes[0]
     # Nothing says that it has GPUs.
     assert place(config(workers=2), Room((CPU_NODE,), True, None), cuda=True).gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("room", "asked", "together"),
+    [
+        (Room((GPU_NODE,)), None, 1),
+        (Room((GPU_NODE,)), 4, 1),
+        # From nothing: as many as the autoscaler may start nodes for, and no more than there are or were asked for.
+        (Room((), True, (NodeType(GPU_NODE, 3),)), None, 3),
+        (Room((), True, (NodeType(GPU_NODE, 3),)), 2, 2),
+        (Room((GPU_NODE,), True, (NodeType(GPU_NODE, 300),)), None, 20),
+        (Room((GPU_NODE,), True, (NodeType(GPU_NODE, math.inf),), 4), None, 4),
+        # It does not tell: more than there is room for is only what is asked.
+        (Room((), True, None), None, 1),
+        (Room((GPU_NODE, GPU_NODE), True, None), None, 2),
+        (Room((GPU_NODE,), True, None), 6, 6),
+        (Room((GPU_NODE,), True, None), 99, 20),
+    ],
+)
+def test_trials_side_by_side_on_a_cluster_that_may_grow(room: Room, asked: int | None, together: int) -> None:
+    placed = place(config(workers=2, gpus_per_worker=1), room, cuda=True)
+    assert fit_side_by_side(placed, 2, 20, asked) == together
+
+
+@pytest.mark.parametrize(
+    ("room", "most"),
+    [
+        (Room((CPU_NODE, GPU_NODE)), math.inf),
+        (Room((), True, (NodeType(CPU_NODE, 2), NodeType(GPU_NODE, 9))), 8),
+        (Room((CPU_NODE, CPU_NODE), True, (NodeType(CPU_NODE, 2), NodeType(GPU_NODE, 9))), 8),
+        (Room((CPU_NODE,), True, (NodeType(CPU_NODE, math.inf),)), math.inf),
+        # Nodes with GPUs that live do it too; none is started for more.
+        (Room((GPU_NODE, GPU_NODE), True, (NodeType(GPU_NODE, 9),)), 8),
+        (Room((CPU_NODE,), True, None), 4),
+        (Room((), True, None), 0),
+    ],
+)
+def test_tasks_without_gpus_start_no_nodes_that_have_some(room: Room, most: float) -> None:
+    assert fit_without_gpus(room, {"CPU": 1}) == most

@@ -29,8 +29,10 @@ def test_gpus_are_counted_too() -> None:
 
 def test_trials_side_by_side_are_counted_by_their_workers() -> None:
     have = int(ray.cluster_resources()["CPU"])
-    assert max_concurrent(ClusterConfig(workers=1)) == have
-    assert max_concurrent(ClusterConfig(workers=have)) == 1
+    assert max_concurrent(ClusterConfig(workers=1), 1000) == have
+    assert max_concurrent(ClusterConfig(workers=1), 1000, asked=2000) == have
+    assert max_concurrent(ClusterConfig(workers=1), 1) == 1
+    assert max_concurrent(ClusterConfig(workers=have), 1000) == 1
 
 
 def test_a_running_cluster_is_shared_and_left_running() -> None:
@@ -53,4 +55,4 @@ def test_room_for_the_fewest_workers_is_enough() -> None:
     check_resources(ClusterConfig(workers=(1, have + 5)))
     with pytest.raises(InputError, match=rf"^{have + 1} workers"):
         check_resources(ClusterConfig(workers=(have + 1, have + 5)))
-    assert max_concurrent(ClusterConfig(workers=(1, have))) == have
+    assert max_concurrent(ClusterConfig(workers=(1, have)), 1000) == have

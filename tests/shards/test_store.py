@@ -121,6 +121,33 @@ def test_both_stores_have_conditional_writes(store: ObjectStore) -> None:
     assert store.list() == []
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_named(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    store = open_store(str(tmp_path))
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}: its file system has no hard links.*; choose a folder on"
+    ):
+        store.check_conditional_writes()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_overwrites_all_the_same_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "hardlink_to", lambda path, target: Path(target).replace(path))
+    with pytest.raises(
+        InputError, match=r"overwrites a file although it was told not to.*; choose a folder on"
+    ):
+        open_store(str(tmp_path)).check_conditional_writes()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_delete_is_idempotent(store: ObjectStore) -> None:
     store.put("a/b", b"x")
     store.put("a/c", b"y")
