@@ -17,6 +17,7 @@ from bts_dist.flops import DTYPES, format_flops, measure_peak
 from cluster.finding import Finding, State
 from shards.cache import cache_folder
 from shards.cpus import available_cpus, is_busy, load_average
+from shards.location import is_local, local_path
 from shards.memory import SHARED, shared_room
 
 PACKAGE = "bts-dist"
@@ -94,8 +95,8 @@ def memory() -> list[Finding]:
 def disks(config: Config) -> list[Finding]:
     """Free space where shards are cached and, when it is a local folder, where the run is written."""
     places = {"cache disk": (str(cache_folder(config.store)), "store.cache_dir")}
-    if "://" not in config.run.dir:
-        places["run disk"] = (config.run.dir, "run.dir")
+    if is_local(config.run.dir):
+        places["run disk"] = (str(local_path(config.run.dir)), "run.dir")
     return [_disk(check, folder, key) for check, (folder, key) in places.items()]
 
 

@@ -16,6 +16,7 @@ from cluster.doctor_machine import in_the_way, nearest
 from cluster.finding import Finding, refused
 from shards.config import StoreConfig
 from shards.errors import InputError, UnreachableError
+from shards.location import is_local
 from shards.manifest import MANIFEST
 from shards.s3_request import ROLE, connect
 from shards.store import LocalStore, MissingObject, ObjectStore, StoreError, open_store
@@ -202,7 +203,7 @@ def _date(endpoint: str) -> float | None:
 def shared_places(config: Config) -> list[Finding]:
     """Local folders in a joined cluster: right on a shared file system, and only there."""
     places = {"data.shards": config.data.shards, "run.dir": config.run.dir}
-    local = [f"{key}={place}" for key, place in places.items() if "://" not in place]
+    local = [f"{key}={place}" for key, place in places.items() if is_local(place)]
     if config.cluster.address is None or not local:
         return []
     remedy = "see that every node has it under this name (a shared file system), or use s3://"

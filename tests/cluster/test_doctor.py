@@ -358,7 +358,8 @@ def test_nothing_is_waited_for_that_only_a_run_starts() -> None:
 def test_folders_in_a_cluster_are_doubtful() -> None:
     joined = with_overrides(s3_config(), {"cluster.address": "auto"})
     assert doctor_stores.shared_places(joined) == []
-    assert states(doctor_stores.shared_places(with_overrides(joined, {"run.dir": "runs"}))) == ["warning"]
+    for folder in ("runs", "~/runs", "file:///runs"):
+        assert states(doctor_stores.shared_places(with_overrides(joined, {"run.dir": folder}))) == ["warning"]
 
 
 @pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warning", 0), ("error", 1)])
