@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -78,23 +79,26 @@ def run_folds(config: Config, say: Say) -> None:
 
 def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
     """Run ``bts run`` for each config, so many at a time; their exit codes."""
-    running: dict[int, subprocess.Popen[str]] = {}
+    running: list[subprocess.Popen[str]] = []
     interrupted = False
+    starting = threading.Lock()  # from the look at ``interrupted`` until what was started is in ``running``
     with tempfile.TemporaryDirectory(prefix="bts-folds-") as scratch, ThreadPoolExecutor(limit) as pool:
 
         def run(fold: int) -> int:
             file = Path(scratch) / f"fold-{fold}.yaml"
             file.write_text(dump_yaml(configs[fold]))
-            if interrupted:
-                return -signal.SIGINT
-            running[fold] = process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.cli", "run", "--config", str(file)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={**os.environ, PARENT: str(os.getpid())},
-                start_new_session=True,  # Ctrl-C reaches it once, from here
-            )
+            with starting:
+                if interrupted:
+                    return -signal.SIGINT
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "cluster.cli", "run", "--config", str(file)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env={**os.environ, PARENT: str(os.getpid())},
+                    start_new_session=True,  # Ctrl-C reaches it once, from here
+                )
+                running.append(process)
             assert process.stdout is not None
             for line in process.stdout:
                 say(fold, line.rstrip())
@@ -107,7 +111,9 @@ def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
             # Ctrl-C, above all: no command is left behind, and each ends in good order.  What was started in the
             # background has all its processes ignore Ctrl-C, and none of them ignores this.
             interrupted = True
-            for process in running.values():
+            with starting:
+                begun = list(running)
+            for process in begun:
                 if process.poll() is None:
                     process.terminate()
             raise

@@ -8,7 +8,7 @@ from rich.markup import escape
 from cluster import console
 from cluster.interruption import interruption_held
 from cluster.job_log import JobLog
-from shards.errors import UnreachableError
+from shards.errors import InputError
 
 
 def stop(log: JobLog) -> JobDetails:
@@ -20,29 +20,33 @@ def stop(log: JobLog) -> JobDetails:
 
 
 def stop_interrupted(log: JobLog) -> None:
-    """After a Ctrl-C: stop the job and wait for its end; at a second one leave at once, with the job told to stop.
+    """After a Ctrl-C: stop the job and wait for its end; at a second one leave at once.
 
-    Raises:
-        RuntimeError: the head does not take it; the command that stops the job is named.
+    Whatever the head answers, or if it does not, the command ends as one that was interrupted; a job that may go on is
+    named with the command that stops it.
     """
     url, told = log.dashboard.url, False
-    remedy = f"`bts stop {log.job} --address {url}` stops the job"
     try:
-        with interruption_held():
-            console.err.print(
-                f"stopping the job {log.job}, whose workers end in good order; Ctrl-C again does not wait for it"
-            )
-            log.dashboard.stop_job(log.job)
-            told = True
+        console.err.print(
+            f"stopping the job {log.job}, whose workers end in good order; Ctrl-C again does not wait for it"
+        )
+        # Nothing holds the next Ctrl-C: it is the second.
+        log.dashboard.stop_job(log.job)
+        told = True
         log.follow()
     except KeyboardInterrupt:
-        shows = f"the job was told to stop, which `bts jobs --address {url}` shows"
-        console.err.print(f"left; {shows if told else remedy}")
+        _tell_left(log.job, url, told=told)
         raise
-    except (UnreachableError, RuntimeError) as error:
-        if told:
-            raise
-        raise RuntimeError(f"the job {log.job} was not told to stop: {error}\n{remedy}") from error
+    except (InputError, RuntimeError) as error:
+        console.err.print(str(error), markup=False)
+        _tell_left(log.job, url, told=told)
+
+
+def _tell_left(job: str, url: str, *, told: bool) -> None:
+    if told:
+        console.err.print(f"left; the job was told to stop, which `bts jobs --address {url}` shows")
+    else:
+        console.err.print(f"left; the job {job} may go on: `bts stop {job} --address {url}` stops it")
 
 
 def conclude(details: JobDetails) -> int:

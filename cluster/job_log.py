@@ -1,15 +1,17 @@
 """A job's log as it grows, until the job has ended."""
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from cluster.dashboard import Dashboard
+from cluster.event_loop import run_unheld
 from shards.errors import UnreachableError
 
 CHECK_S = 5.0
@@ -17,7 +19,11 @@ CHECK_S = 5.0
 RETRY_S = 1.0
 """Seconds before a log whose connection broke is asked for again."""
 OUTAGE_S = 120.0
-"""How long a head that does not answer is waited for."""
+"""How long a head that does not answer, or answers that something behind it does not, is waited for."""
+
+_BROKEN = re.compile(r"answers with status 5\d\d\b")
+
+Answer = TypeVar("Answer")
 
 
 def _print(text: str) -> None:
@@ -41,7 +47,7 @@ class JobLog:
         Raises:
             RuntimeError: the head has not answered for ``OUTAGE_S``.
         """
-        return asyncio.run(self._follow())
+        return run_unheld(self._follow())
 
     async def _follow(self) -> Any:
         while True:
@@ -49,15 +55,15 @@ class JobLog:
             try:
                 while not connection.done():
                     await asyncio.wait({connection}, timeout=CHECK_S)
-                    if not connection.done() and (await self._details()).status.is_terminal():
+                    if not connection.done() and (await self._look()).status.is_terminal():
                         await asyncio.wait({connection}, timeout=CHECK_S)
                         break
             finally:
                 connection.cancel()
-            details = await self._details()
+            details = await self._look()
             if details.status.is_terminal():
                 if connection.cancelled() or not connection.done() or not connection.result():
-                    self._say(await asyncio.to_thread(self.dashboard.get_job_logs, self.job), 0)
+                    self._say(await self._ask(self.dashboard.get_job_logs), 0)
                 return details
             await asyncio.sleep(RETRY_S)
 
@@ -68,7 +74,7 @@ class JobLog:
             async for text in self.dashboard.tail_job_logs(self.job):
                 self._say(text, seen)
                 seen += len(text)
-        except (aiohttp.ClientError, RuntimeError):
+        except (aiohttp.ClientError, RuntimeError, TimeoutError):
             return False  # whether the job has ended is asked apart
         return True
 
@@ -77,12 +83,18 @@ class JobLog:
         self.write(text[max(0, self.printed - start) :])
         self.printed = max(self.printed, start + len(text))
 
-    async def _details(self) -> Any:
+    async def _look(self) -> Any:
+        return await self._ask(self.dashboard.get_job_info)
+
+    async def _ask(self, request: Callable[[str], Answer]) -> Answer:
+        """What the head answers about the job, once it does."""
         end = time.monotonic() + OUTAGE_S
         while True:
             try:
-                return await asyncio.to_thread(self.dashboard.get_job_info, self.job)
-            except UnreachableError as error:
+                return await asyncio.to_thread(request, self.job)
+            except (UnreachableError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not _BROKEN.search(str(error)):
+                    raise
                 if time.monotonic() > end:
                     # No bad input: the job was taken.
                     raise RuntimeError(

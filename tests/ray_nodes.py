@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
+MARK = "BTS_TEST_NODE"
+"""Names in the environment of a process the node on which it runs."""
 
 
 @dataclass
@@ -20,32 +22,34 @@ class Node:
     """A raylet and all that it started."""
 
     process: "subprocess.Popen[str]"
+    mark: str | None = None
+    """Value of ``MARK`` of all that was started there, by which also that is found whose parent has ended."""
 
     @property
     def ray_id(self) -> str:
         """What Ray calls it."""
         for pid in _children(self.process.pid):
-            found = re.search(rb"raylet\0.*--node-id=([0-9a-f]{56})", _command(pid), re.DOTALL)
+            found = re.search(rb"raylet\0.*--node-id=([0-9a-f]{56})", _read(pid, "cmdline"), re.DOTALL)
             if found:
                 return found[1].decode()
         raise AssertionError("no raylet runs here")
 
     def workers(self) -> list[int]:
         """Pids of the Train workers that run here."""
-        return [pid for pid in _children(self.process.pid) if b"RayTrainWorker" in _command(pid)]
+        return [pid for pid in _children(self.process.pid) if b"RayTrainWorker" in _read(pid, "cmdline")]
 
     def pids(self) -> list[int]:
         """All that runs here."""
-        return _children(self.process.pid)
+        marked = [] if self.mark is None else _marked(self.mark)
+        return sorted({*_children(self.process.pid), *marked} - {self.process.pid})
 
     def commands(self) -> list[str]:
         """Command lines of all that runs here."""
-        return [_command(pid).replace(b"\0", b" ").decode() for pid in _children(self.process.pid)]
+        return [_read(pid, "cmdline").replace(b"\0", b" ").decode() for pid in self.pids()]
 
     def kill(self) -> None:
         """End all of the node at once, as when its power fails."""
-        pids = [self.process.pid, *_children(self.process.pid)]
-        for pid in pids:
+        for pid in [self.process.pid, *self.pids()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -86,13 +90,17 @@ class Nodes:
         )
 
     def add(self) -> Node:
-        return self._start(f"--address={self.address}", "--num-cpus=1")
+        # In a folder of its own, as on another machine: a node that fetches a job's code puts it in the place of what
+        # lies there, and a process that runs in the old folder starts no other.
+        own = f"--temp-dir={self.folder}/{len(self.nodes)}"
+        return self._start(f"--address={self.address}", "--num-cpus=1", own)
 
     def _start(self, *options: str) -> Node:
         path = self.folder.parent / f"node-{len(self.nodes)}.log"
         log = path.open("w")
         # Ray's default is one port for all, and the node that does not get it takes no jobs.
         agent = f"--dashboard-agent-listen-port={free_port()}"
+        mark = secrets.token_hex(8)
         process = subprocess.Popen(
             [
                 RAY,
@@ -106,10 +114,11 @@ class Nodes:
             stdout=log,
             stderr=log,
             text=True,
-            env=self.environment,
+            # Ray's workers give themselves titles, which would otherwise be written over their environment.
+            env={**self.environment, MARK: mark, "SPT_NOENV": "1"},
             process_group=0,  # Ctrl-C is not for it
         )
-        self.nodes.append(Node(process))
+        self.nodes.append(Node(process, mark))
         end = time.monotonic() + 60
         # One after another: two that start at a time choose the same ports.
         while "Ray runtime started" not in path.read_text():
@@ -146,7 +155,15 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _command(pid: int) -> bytes:
+def _marked(mark: str) -> list[int]:
+    """All that were started with this mark, by whatever parent."""
+    entry = f"{MARK}={mark}".encode()
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if entry in _read(pid, "environ").split(b"\0")]
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file about a process; nothing of one that has ended or is another user's."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     return b""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ import ray
 from interrupts import heed_interrupts
 
 from bts_dist.config import Config
+from cluster import job_log
 from cluster.interruption import interruption_held
 from cluster.job_end import stop_interrupted
 from cluster.job_log import JobLog
@@ -41,7 +42,7 @@ class StandIn:
     """A dashboard whose answer to one request comes when it is told to, and to others at once."""
 
     slow: str
-    """The request, method and path, that waits."""
+    """A pattern for the beginning of the requests, method and path, that wait."""
     began: threading.Event = field(default_factory=threading.Event)
     goes_on: threading.Event = field(default_factory=threading.Event)
     requests: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ class StandIn:
 
     def answer(self, request: str, body: bytes) -> tuple[int, object]:
         self.requests.append(request)
-        if request.startswith(self.slow):
+        if re.match(self.slow, request):
             self.began.set()
             assert self.goes_on.wait(60)
         method, path = request.split(" ", 1)
@@ -99,12 +100,15 @@ def stand_in(slow: str) -> Iterator[StandIn]:
 
 
 @contextmanager
-def submitting(board: StandIn, output: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command, once it stands in the slow request."""
+def submitting(
+    board: StandIn, output: Path, answer_s: float | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """The command, once it stands in the slow request, for whose answer it waits ``answer_s`` at most."""
     words = ["submit", "report", "--set=run.name=a", f"--address={board.url}", "--wait"]
+    code = "" if answer_s is None else f"from cluster import dashboard; dashboard.ANSWER_S = {answer_s}; "
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", *words],
+            [sys.executable, "-c", f"{code}from cluster import cli; cli.main({words!r})"],
             stdout=file,
             stderr=file,
             preexec_fn=heed_interrupts,
@@ -121,6 +125,13 @@ def wait_for(text: str, output: Path) -> None:
     end = time.monotonic() + 30
     while text not in output.read_text():
         assert time.monotonic() < end, output.read_text()
+        time.sleep(0.05)
+
+
+def wait_for_request(pattern: str, board: StandIn, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not any(re.fullmatch(pattern, request) for request in board.requests):
+        assert time.monotonic() < end, board.requests
         time.sleep(0.05)
 
 
@@ -162,6 +173,56 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_what_stops_the_job(tmp_path: P
     assert f"`bts stop {job[1]} --address {board.url}` ends it" in text
 
 
+LOOK = "GET /api/jobs/[^/]*"
+"""The look at the job, which the command takes beside its log."""
+STOP = "POST /api/jobs/.*/stop"
+
+
+def test_ctrl_c_stops_a_job_whose_head_does_not_answer_and_a_second_one_leaves(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with stand_in("GET /api/jobs/") as board, submitting(board, output) as process:
+        wait_for_request(LOOK, board)
+        process.send_signal(signal.SIGINT)
+        # Long before the look, which is held for a minute, has its answer.
+        wait_for_request(STOP, board, 20)
+        wait_for("stopping the job", output)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        text = output.read_text()
+    ((job, status),) = board.jobs.items()
+    assert status == "STOPPED"
+    assert f"stopping the job {job}" in text
+    assert f"left; the job was told to stop, which `bts jobs --address {board.url}` shows" in text
+    assert "Exception ignored" not in text
+    assert "Traceback" not in text
+
+
+def test_ctrl_c_where_no_answer_comes_at_all_ends_and_names_what_stops_the_job(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with stand_in(f"GET /api/jobs/|{STOP}") as board, submitting(board, output, answer_s=2) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        text = output.read_text()
+    (job,) = board.jobs
+    assert f"left; the job {job} may go on: `bts stop {job} --address {board.url}` stops it" in text
+    assert text.splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in text
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_answer_to_stop(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with stand_in(f"GET /api/jobs/|{STOP}") as board, submitting(board, output) as process:
+        process.send_signal(signal.SIGINT)
+        wait_for_request(STOP, board)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        text = output.read_text()
+    (job,) = board.jobs
+    assert f"left; the job {job} may go on: `bts stop {job} --address {board.url}` stops it" in text
+    assert "Traceback" not in text
+
+
 class Silent:
     """A dashboard that takes the code and answers nothing more."""
 
@@ -180,16 +241,37 @@ class Silent:
         raise UnreachableError("no Ray dashboard answers")
 
 
-def test_a_lost_answer_names_what_stops_the_job(config: Config) -> None:
+def test_a_lost_answer_names_what_stops_the_job(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     board: Any = Silent()
     with pytest.raises(
         UnreachableError, match=r"the job train-\w{8} may have started all the same: .*`bts stop train-"
     ):
         run_job(make_submission("train", config), board, wait=True)
-    with pytest.raises(
-        RuntimeError, match=r"train-1 was not told to stop: no Ray .*\n`bts stop train-1 --address http"
-    ):
-        stop_interrupted(JobLog(board, "train-1"))
+    stop_interrupted(JobLog(board, "train-1"))
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2] == "no Ray dashboard answers"
+    assert told[-1] == f"left; the job train-1 may go on: `bts stop train-1 --address {board.url}` stops it"
+
+
+def test_a_job_told_to_stop_whose_end_cannot_be_seen_is_one_that_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Told(Silent):
+        def stop_job(self, job: str) -> bool:
+            return True
+
+        def get_job_info(self, job: str) -> Any:
+            raise UnreachableError("no Ray dashboard answers")
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            raise TimeoutError
+            yield ""
+
+    monkeypatch.setattr(job_log, "OUTAGE_S", 0)
+    board: Any = Told()
+    stop_interrupted(JobLog(board, "train-1"))
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == f"left; the job was told to stop, which `bts jobs --address {board.url}` shows"
 
 
 def interrupted(times: int, done: list[str], error: Exception | None = None) -> None:

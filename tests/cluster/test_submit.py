@@ -250,6 +250,26 @@ def test_a_second_ctrl_c_does_not_wait_and_the_job_ends_all_the_same(head: Head,
     assert _left(head) == []
 
 
+def test_ctrl_c_in_a_cross_validation_leaves_nothing_on_the_cluster(
+    head: Head, phantom: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    places = [f"data.source={phantom}", f"data.shards={tmp_path}/shards", f"run.dir={tmp_path}/runs"]
+    folds = ["run.name=folds", "split.fold=all", "split.folds=3"]
+    waiting = head.start(output, "submit", "run", *options(*TINY, *places, *folds), "--wait")
+    try:
+        wait_for("fold", lambda: "fold 0  verify" in output.read_text() or waiting.poll() is not None)
+        fold = [command for command in _commands(head) if "fold-0.yaml" in command]
+        assert fold, output.read_text()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(120) == 130, output.read_text()
+    finally:
+        waiting.kill()
+    assert head.job(job_id(output.read_text()))["status"] == "STOPPED"
+    wait_for("free CPU", lambda: _used(head) == 0, 60)
+    assert _left(head) == []
+
+
 def test_stop_waits_for_the_end(head: Head) -> None:
     job = head.run_aside("echo begun; sleep 300")
     wait_for("run", lambda: head.job(job)["status"] == "RUNNING")
@@ -318,5 +338,10 @@ def _left(head: Head) -> list[str]:
         if actor["state"] != "DEAD" and actor["class_name"] != "_AutoscalingCoordinatorActor"
     ]
     found += [group["state"] for group in groups if group["state"] != "REMOVED"]
-    commands = [command for node in head.nodes.nodes for command in node.commands()]
-    return [*found, *(c for c in commands if "cluster.cli" in c or "RayTrainWorker" in c or "sleep 30" in c)]
+    own = ("cluster.cli", "RayTrainWorker", "sleep 30")
+    return [*found, *(c for c in _commands(head) if any(word in c for word in own))]
+
+
+def _commands(head: Head) -> list[str]:
+    """All that runs on the cluster, orphans too."""
+    return [command for node in head.nodes.nodes for command in node.commands()]
