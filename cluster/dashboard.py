@@ -40,6 +40,10 @@ _FIRST = "/api/version"
 """What is asked first."""
 
 
+class ServerError(RuntimeError):
+    """The dashboard runs, and what it asks does not: a status of 500 or more."""
+
+
 class Dashboard(JobSubmissionClient):
     """Ray's client for jobs, with errors that say what to do, and whatever else the dashboard tells.
 
@@ -101,7 +105,8 @@ class Dashboard(JobSubmissionClient):
     def _raise_error(self, r: Any) -> None:
         # The text may be a traceback, whose last line says what happened.
         lines = r.text.strip().splitlines() or [r.reason]
-        raise RuntimeError(f"the cluster at {self._address} answers with status {r.status_code}: {lines[-1]}")
+        kind = ServerError if r.status_code >= 500 else RuntimeError
+        raise kind(f"the cluster at {self._address} answers with status {r.status_code}: {lines[-1]}")
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         limits = (CONNECT_S, CONNECT_S if endpoint == _FIRST else ANSWER_S)

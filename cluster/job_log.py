@@ -1,7 +1,6 @@
 """A job's log as it grows, until the job has ended."""
 
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from cluster.dashboard import Dashboard
+from cluster.dashboard import Dashboard, ServerError
 from cluster.event_loop import run_unheld
 from shards.errors import UnreachableError
 
@@ -20,8 +19,6 @@ RETRY_S = 1.0
 """Seconds before a log whose connection broke is asked for again."""
 OUTAGE_S = 120.0
 """How long a head that does not answer, or answers that something behind it does not, is waited for."""
-
-_BROKEN = re.compile(r"answers with status 5\d\d\b")
 
 Answer = TypeVar("Answer")
 
@@ -92,9 +89,7 @@ class JobLog:
         while True:
             try:
                 return await asyncio.to_thread(request, self.job)
-            except (UnreachableError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not _BROKEN.search(str(error)):
-                    raise
+            except (UnreachableError, ServerError) as error:
                 if time.monotonic() > end:
                     # No bad input: the job was taken.
                     raise RuntimeError(

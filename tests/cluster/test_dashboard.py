@@ -15,7 +15,7 @@ import ray
 from ray_nodes import free_port
 
 from cluster import dashboard
-from cluster.dashboard import ADDRESSES, Dashboard, find_url
+from cluster.dashboard import ADDRESSES, Dashboard, ServerError, find_url
 from shards.errors import InputError, UnreachableError
 
 Answers = dict[str, tuple[int, str]]
@@ -109,6 +109,18 @@ def test_a_dashboard_that_does_not_tell_its_python_is_none(status: int) -> None:
         pytest.raises(InputError, match=rf"{url} is not the dashboard .*status {status}"),
     ):
         Dashboard(url)
+
+
+@pytest.mark.parametrize(("status", "behind"), [(404, False), (500, True), (503, True)])
+def test_trouble_behind_the_dashboard_is_told_apart(status: int, behind: bool) -> None:
+    def answer(path: str) -> tuple[int, str]:
+        return (status, "GCS is gone") if "/jobs/" in path else cluster(GOOD)(path)
+
+    with server(answer) as url:
+        board = Dashboard(url)
+        with pytest.raises(RuntimeError, match=f"{url} answers with status {status}: GCS is gone") as raised:
+            board.get_job_info("pack-1")
+    assert isinstance(raised.value, ServerError) is behind
 
 
 def test_the_environment_does_not_win_over_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

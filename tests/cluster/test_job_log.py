@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from ray.job_submission import JobStatus
 
 from cluster import job_log
+from cluster.dashboard import ServerError
 from cluster.job_log import JobLog
 from shards.errors import UnreachableError
 
 LOG = [f"line {n}\n" for n in range(20)]
 SILENCE = UnreachableError("no Ray dashboard answers")
-BROKEN = RuntimeError("the cluster at http://head:8265 answers with status 500: GCS is gone")
-"""The dashboard runs, and what it asks does not."""
+BROKEN = ServerError("the cluster at http://head:8265 answers with status 500: GCS is gone")
 GONE = RuntimeError("the cluster at http://head:8265 answers with status 404: Job pack-1 does not exist")
 
 
