@@ -188,16 +188,21 @@ def layered(picture: SliceOverlay, rename: Rename) -> Any:
 def open_wandb(
     config: Config, run: ObjectStore, workspace: Path, wandb_id: str, note: Note = lambda _: None
 ) -> WandbRecord | None:
-    """Begin or continue the W&B run; None when W&B is disabled.
+    """Begin or continue the W&B run; None when W&B is disabled, or has no record of this start.
 
-    ``note`` is told if it is offline unasked, and if it ends too early.
+    ``note`` is told if it is offline unasked, if there is none, and if it ends too early.
     """
     if config.track.wandb == "disabled":
         return None
     rename = renaming(config, run)  # which may refuse: before W&B has begun anything
     # Also online: the server may be out of reach, now or at an earlier start.
     given = end_earlier_logs(run, wandb_id)
-    wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1], note)
+    errors: tuple[type[Exception], ...] = (*process_errors(), TimeoutError)
+    try:
+        wandb_run = begin_wandb(config, workspace, wandb_id, run.uri.rsplit("/", 1)[-1], note)
+    except errors as error:
+        note(f"W&B: no record of this start ({said(error)}); a later one makes up for it from metrics.jsonl")
+        return None
     # Online the server says where it goes on.
     given = given if wandb_run.offline else wandb_run.starting_step - 1
     record = WandbRecord(wandb_run, given, rename, note)

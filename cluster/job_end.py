@@ -14,7 +14,9 @@ from shards.errors import InputError
 def stop(log: JobLog) -> JobDetails:
     """Have a job end its workers in good order, and print its log until it has."""
     # Whatever happens here, the job is told.
-    with interruption_held():
+    with interruption_held(
+        lambda: console.err.print(f"the job {log.job} is being stopped; Ctrl-C again leaves at once")
+    ):
         log.dashboard.stop_job(log.job)
     return log.follow()
 

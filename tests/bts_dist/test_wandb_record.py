@@ -15,7 +15,7 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 from wandb_log import OfflineRun, read
 
-from bts_dist import wandb_session
+from bts_dist import wandb_record, wandb_session
 from bts_dist.compose import with_overrides
 from bts_dist.config import Config
 from bts_dist.overlays import SliceOverlay
@@ -242,6 +242,24 @@ def test_under_another_key_for_patients_names_nothing_is_begun(
     with pytest.raises(InputError, match="two names in one run"):
         open_wandb(offline, run, run.root, "abc")
     assert [entry.key for entry in run.list()] == [FINGERPRINT_FILE]
+
+
+def test_a_start_that_wandb_cannot_record_is_made_up_for_by_the_next(
+    offline: Config, run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object, **__: object) -> Any:
+        raise TimeoutError("its process does not come up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb_record, "begin_wandb", begin)
+        with open_tracker(offline, run, run.root, step=0, wandb_id="id", published=lambda: 2) as tracker:
+            for step in (1, 2):
+                tracker.log("step", step, {"loss": float(step)})
+            tracker.flush()
+    assert logs(run) == []
+    [told] = [row["text"] for row in read_metrics(run) if row["kind"] == "note"]
+    assert told.startswith("W&B: no record of this start (its process does not come up)")
+    assert losses(start(offline, run, 2, {3: 3.0}, published=3)) == {1: 1.0, 2: 2.0, 3: 3.0}
 
 
 def test_an_unreadable_log_is_kept_and_refused(offline: Config, run: LocalStore) -> None:
