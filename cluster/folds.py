@@ -104,8 +104,8 @@ def _run_commands(configs: list[Config], limit: int, say: Say) -> list[int]:
                 say(fold, line.rstrip())
             return process.wait()
 
-        done = [pool.submit(run, fold) for fold in range(len(configs))]
         try:
+            done = [pool.submit(run, fold) for fold in range(len(configs))]
             return [future.result() for future in done]
         except BaseException:
             # Ctrl-C, above all: no command is left behind, and each ends in good order.  What was started in the

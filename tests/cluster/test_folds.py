@@ -33,12 +33,11 @@ def test_ctrl_c_ends_a_command_that_is_being_started(config: Config, monkeypatch
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(subprocess, "Popen", Slow)
-    began = time.monotonic()
     try:
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             folds._run_commands([config] * 3, 2, lambda fold, line: None)
-        assert time.monotonic() - began < 30
+        # By the signal, not of themselves after a minute.
         assert [process.wait() for process in started] == [-signal.SIGTERM] * len(started)
     finally:
         signal.signal(signal.SIGINT, before)
